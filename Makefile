@@ -1,0 +1,24 @@
+# Each target makes the environment if it is missing (first time: about 11 GB, 9 minutes).
+PYTHON ?= python3
+export PYTHON
+RUN = $$(tools/environment.sh)
+
+.PHONY: demo test test-slow lint bench python
+
+demo: ## 60 problems on the real engine: 16 branches each against Certaindex deciding
+	@python=$(RUN) && $$python -m sglang_dynasor.cli demo
+
+test: ## every test but the slow ones
+	@python=$(RUN) && $$python -m pytest -m "not slow and not gpu" $(ARGS)
+
+test-slow:
+	@python=$(RUN) && $$python -m pytest -m "slow" $(ARGS)
+
+lint:
+	@python=$(RUN) && $$python -m ruff format --check . && $$python -m ruff check . && $$python -m mypy
+
+bench: ## decode attention of the portable CPU platform against upstream's
+	@python=$(RUN) && $$python benchmark/attention.py
+
+python: ## print the path of the environment's interpreter
+	@tools/environment.sh

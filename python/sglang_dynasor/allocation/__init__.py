@@ -1,0 +1,42 @@
+"""How much a program gets: stop rules, grant policies, and their replay on recorded samples."""
+
+from sglang_dynasor.allocation.curve import CurvePoint, cheapest_equal, fixed_curve
+from sglang_dynasor.allocation.decision import Decision
+from sglang_dynasor.allocation.grants import (
+    AdaptiveGrants,
+    FixedGrants,
+    GrantPolicy,
+    parse_grants,
+)
+from sglang_dynasor.allocation.replay import Outcome, Sample, full_vote, replay
+from sglang_dynasor.allocation.rules import (
+    RULES,
+    BetaRule,
+    DecidedRule,
+    DynasorRule,
+    StopRule,
+    ThresholdRule,
+    make_rule,
+)
+
+__all__ = [
+    "RULES",
+    "AdaptiveGrants",
+    "BetaRule",
+    "CurvePoint",
+    "Decision",
+    "DecidedRule",
+    "DynasorRule",
+    "FixedGrants",
+    "GrantPolicy",
+    "Outcome",
+    "Sample",
+    "StopRule",
+    "ThresholdRule",
+    "cheapest_equal",
+    "fixed_curve",
+    "full_vote",
+    "make_rule",
+    "parse_grants",
+    "replay",
+]

@@ -1,0 +1,78 @@
+"""Canonical keys: when two answers are the same answer."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+# Longer numbers are compared as text: exact arithmetic on a client's million digits would stall.
+_MAX_NUMBER_LENGTH = 64
+_NUMBER = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,2})?"
+_RATIONAL = re.compile(
+    rf"(?P<sign>[-+]?) ?(?:(?P<top>{_NUMBER})(?: ?/ ?(?P<bottom>{_NUMBER}))?"
+    rf"|\\frac ?\{{ ?(?P<tex_top>[-+]?{_NUMBER}) ?\}} ?\{{ ?(?P<tex_bottom>[-+]?{_NUMBER}) ?\}})"
+    r" ?(?P<percent>%?)"
+)
+_TEX_WRAPPER = re.compile(
+    r"\\(?:text(?:bf|it|rm)?|math(?:bf|it|rm)|mbox|operatorname|boxed|fbox) ?\{([^{}]*)\}"
+)
+_TEX_INVISIBLE = re.compile(r"\\(?:left|right)(?![A-Za-z])|\\[!()\[\]$]|(?<=[0-9])\\,(?=[0-9]{3})")
+_TEX_SPACE = re.compile(r"\\[,;: ]|\\q?quad(?![A-Za-z])|~")
+_TEX_FRACTION = re.compile(r"\\[dtc]frac(?![A-Za-z])")
+_TEX_SHORT_FRACTION = re.compile(r"\\frac ?([0-9])([0-9])")
+_SPACED_MARK = re.compile(r" ?([^\w\s]) ?")
+_LETTER_IN_PARENTHESES = re.compile(r"\(([A-Za-z])\)")
+
+
+def canonical_key(answer: str) -> str:
+    """Return the key of the group that `answer` belongs to; equal keys mean the same answer.
+
+    Numbers share the key of their exact rational value ("0.5", "1/2" and r"\\frac{1}{2}" give
+    "1/2"); a percentage keeps its sign, so it equals no plain number. Any other answer is
+    compared as text without LaTeX dress, spacing around marks and a final period; a single
+    word also without case. Text of several lines (code) is compared line by line as it stands.
+    The key depends on nothing but the answer, and "" means that there is no answer.
+    """
+    text = answer.strip()
+    if "\n" in text:
+        return "\n".join(line.rstrip() for line in text.splitlines())
+    if text.isascii() and text.isdigit() and len(text) <= _MAX_NUMBER_LENGTH:
+        return str(int(text))
+    text = " ".join(text.replace("\u2212", "-").split())
+    if "\\" in text:
+        text = _without_tex_dress(text)
+    text = text.strip("$ ").rstrip(". ").strip("$ ")
+    return _rational_key(text) or _text_key(text)
+
+
+def _without_tex_dress(text: str) -> str:
+    for _ in range(2):  # \text{\textbf{C}}: two layers occur, deeper ones only on purpose
+        text = _TEX_WRAPPER.sub(r"\1", text)
+    text = _TEX_INVISIBLE.sub("", text)
+    text = _TEX_SPACE.sub(" ", text).replace("\\%", "%").replace("{,}", ",")
+    text = _TEX_FRACTION.sub(r"\\frac", text)
+    text = _TEX_SHORT_FRACTION.sub(r"\\frac{\1}{\2}", text)
+    return " ".join(text.split())
+
+
+def _rational_key(text: str) -> str:
+    """Return the key of an exact rational, or "" where the text is not one."""
+    if len(text) > _MAX_NUMBER_LENGTH:
+        return ""
+    match = _RATIONAL.fullmatch(text)
+    if match is None:
+        return ""
+    top = Fraction((match["top"] or match["tex_top"]).replace(",", ""))
+    bottom = Fraction((match["bottom"] or match["tex_bottom"] or "1").replace(",", ""))
+    if bottom == 0:
+        return ""
+    value = top / bottom
+    return f"{-value if match['sign'] == '-' else value}{match['percent']}"
+
+
+def _text_key(text: str) -> str:
+    text = _SPACED_MARK.sub(r"\1", text)
+    letter = _LETTER_IN_PARENTHESES.fullmatch(text)
+    if letter is not None:
+        text = letter[1]
+    return text.casefold() if text.isalpha() else text

@@ -1,0 +1,125 @@
+"""Operator settings: one frozen record, from flags, engine arguments or one environment variable.
+
+The environment variable is what reaches the engine's processes; the flags of
+`python -m sglang_dynasor.launch_server` and `DynasorEngine(dynasor={...})` fill it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sglang_dynasor.allocation import RULES, make_rule, parse_grants
+from sglang_dynasor.errors import describe_validation_error
+
+CONFIG_VARIABLE = "SGLANG_DYNASOR_CONFIG"
+SWITCH_VARIABLE = "SGLANG_DYNASOR"
+
+
+class DynasorConfig(BaseModel):
+    """Defaults for programs whose request leaves a field out, and limits of the server."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    rule: str = Field("dynasor", description=f"stop rule: {', '.join(RULES)}")
+    threshold: float | None = Field(
+        None, ge=0, le=1, description="threshold of the rule; unset: the rule's own"
+    )
+    max_branches: int = Field(16, ge=1, le=512, description="branches a program may use")
+    min_branches: int = Field(
+        3, ge=1, le=512, description="finished branches below which nothing stops"
+    )
+    grants: str = Field(
+        "", description='branches granted per round, "4,3,3,6"; empty: the fewest that could settle'
+    )
+    pattern_time_limit_ms: int = Field(
+        50, ge=1, le=10_000, description="time one client-given answer pattern may take, ms"
+    )
+    prefix_hold_tokens: int = Field(
+        64,
+        ge=0,
+        description="prompts at least this long are prefilled once: siblings wait for the first "
+        "branch, tokens; 0: never wait",
+    )
+
+    @model_validator(mode="after")
+    def _check_combination(self) -> DynasorConfig:
+        make_rule(self.rule, threshold=self.threshold, min_branches=self.min_branches)
+        if self.grants:
+            parse_grants(self.grants)
+        if self.min_branches > self.max_branches:
+            raise ValueError(
+                f"min_branches ({self.min_branches}) must not exceed max_branches "
+                f"({self.max_branches})"
+            )
+        return self
+
+    @classmethod
+    def parse(cls, fields: dict[str, Any]) -> DynasorConfig:
+        """Build from plain fields. Raises ValueError naming the field and what it allows."""
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            raise ValueError(f"dynasor configuration: {describe_validation_error(error)}") from None
+
+    @classmethod
+    def from_environment(cls) -> DynasorConfig:
+        """Read the variable every engine process inherits. Raises ValueError when it is malformed."""
+        text = os.environ.get(CONFIG_VARIABLE, "")
+        if not text:
+            return cls()
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{CONFIG_VARIABLE} is not JSON: {error}") from None
+        if not isinstance(fields, dict):
+            raise ValueError(f"{CONFIG_VARIABLE} must be a JSON object")
+        return cls.parse(fields)
+
+    def to_environment(self) -> None:
+        """Publish to the processes started from here on."""
+        os.environ[CONFIG_VARIABLE] = self.model_dump_json(exclude_defaults=True)
+
+
+def is_enabled() -> bool:
+    """Whether the general plugin is on. Raises ValueError for anything but 0 and 1."""
+    value = os.environ.get(SWITCH_VARIABLE, "1")
+    if value not in ("0", "1"):
+        raise ValueError(f"{SWITCH_VARIABLE} must be 0 or 1, got {value!r}")
+    return value == "1"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add one `--dynasor-*` flag per setting; an absent flag leaves the setting to its default."""
+    group = parser.add_argument_group("dynasor")
+    for name, field in DynasorConfig.model_fields.items():
+        group.add_argument(
+            f"--dynasor-{name.replace('_', '-')}",
+            dest=f"dynasor_{name}",
+            type=_FLAG_TYPES.get(name, str),
+            default=argparse.SUPPRESS,
+            help=f"{field.description} (default: {field.default!r})",
+        )
+
+
+_FLAG_TYPES: dict[str, type] = {
+    "threshold": float,
+    "max_branches": int,
+    "min_branches": int,
+    "pattern_time_limit_ms": int,
+    "prefix_hold_tokens": int,
+}
+
+
+def from_flags(namespace: argparse.Namespace) -> DynasorConfig:
+    """The environment's settings, overridden by the flags that were given."""
+    given = {
+        key.removeprefix("dynasor_"): value
+        for key, value in vars(namespace).items()
+        if key.startswith("dynasor_")
+    }
+    return DynasorConfig.parse({**DynasorConfig.from_environment().model_dump(), **given})

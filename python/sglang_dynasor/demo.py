@@ -1,0 +1,278 @@
+"""`sglang-dynasor demo`: a fixed number of branches against Certaindex, on the real engine.
+
+One shadow run gives both arms of the accuracy comparison on the same samples; acting runs,
+alternated in one process, give tokens and seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from sglang_dynasor.allocation import (
+    BetaRule,
+    FixedGrants,
+    Sample,
+    cheapest_equal,
+    fixed_curve,
+    replay,
+)
+from sglang_dynasor.certaindex import canonical_key
+from sglang_dynasor.models import recommended_temperature, resolve_model
+from sglang_dynasor.programs import Program, ProgramResult
+
+WARM_UP_PROBLEMS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One question. `gold` is compared with a branch's answer by canonical key."""
+
+    id: str
+    messages: list[dict[str, Any]] | None
+    prompt: str | None
+    gold: str
+    difficulty: str
+    answer_format: str = "boxed"
+    answer_pattern: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """Measured means per problem of one system; `seconds` is the time for all problems."""
+
+    accuracy: float
+    tokens: float
+    seconds: float
+
+
+def load_problems(path: Path | None, count: int, seed: int) -> list[Problem]:
+    """The first `count` problems of a JSON-lines file, or held-out ones of the embedded model.
+
+    Raises ValueError naming file, line and field when a line is malformed.
+    """
+    if count < 1:
+        raise ValueError(f"--problems must be at least 1, got {count}")
+    if path is None:
+        from sglang_dynasor.models.arithmetic import held_out_problems
+
+        return [
+            Problem(
+                item.id,
+                [{"role": "user", "content": item.prompt}],
+                None,
+                item.gold,
+                str(item.difficulty),
+            )
+            for item in held_out_problems(count, seed)
+        ]
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [_parse_problem(line, f"{path}:{i}") for i, line in enumerate(lines[:count], 1)]
+
+
+def _parse_problem(line: str, place: str) -> Problem:
+    try:
+        fields = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place}: not JSON: {error}") from None
+    if not isinstance(fields, dict) or "gold" not in fields:
+        raise ValueError(f"{place}: needs an object with gold and one of messages and prompt")
+    if ("messages" in fields) == ("prompt" in fields):
+        raise ValueError(f"{place}: exactly one of messages and prompt is needed")
+    return Problem(
+        id=str(fields.get("id", place)),
+        messages=fields.get("messages"),
+        prompt=fields.get("prompt"),
+        gold=str(fields["gold"]),
+        difficulty=str(fields.get("difficulty", "all")),
+        answer_format=fields.get("answer_format", "boxed"),
+        answer_pattern=fields.get("answer_pattern"),
+    )
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    """Run both arms, print table and charts; the last line of stdout is one JSON object."""
+    console = Console(stderr=True)
+    model = resolve_model(options.model_path)
+    problems = load_problems(options.problems_file, options.problems, options.seed)
+    temperature = options.temperature
+    if temperature is None:
+        temperature = recommended_temperature(model) or 1.0
+    console.print(f"starting the engine on {model} (30 to 85 seconds on a small CPU)")
+    with _engine(model, options.seed) as engine:
+        run = _Comparison(engine, problems, temperature, options, console)
+        run.warm_up()
+        fixed, ours, shadow, acted = run.measure()
+    summary = summarise(problems, shadow, fixed, ours, options.max_branches)
+
+    from sglang_dynasor.demo_report import print_report
+
+    print_report(summary, _curve(problems, shadow, options.max_branches), options.output_dir)
+    print(json.dumps(summary))
+    return 0
+
+
+class _engine:
+    """The engine as a context manager: whatever happens, its processes end."""
+
+    def __init__(self, model: Path, seed: int) -> None:
+        from sglang_dynasor.engine import DynasorEngine
+        from sglang_dynasor.platforms import activate
+
+        # Without an accelerator the default sampler draws from one stream for the whole batch; the
+        # keyed one makes a branch the same sample in both arms.
+        keyed = {"sampling_backend": "keyed"} if activate() else {}
+        self._engine = DynasorEngine(model_path=str(model), random_seed=seed, **keyed)
+
+    def __enter__(self) -> Any:
+        return self._engine
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._engine.shutdown()
+
+
+class _Comparison:
+    def __init__(
+        self,
+        engine: Any,
+        problems: list[Problem],
+        temperature: float,
+        options: argparse.Namespace,
+        console: Console,
+    ) -> None:
+        self._engine = engine
+        self._problems = problems
+        self._temperature = temperature
+        self._options = options
+        self._console = console
+
+    def warm_up(self) -> None:
+        for mode in ("shadow", "on"):
+            self._run(self._problems[:WARM_UP_PROBLEMS], mode, visible=False)
+
+    def measure(self) -> tuple[Arm, Arm, list[ProgramResult], list[ProgramResult]]:
+        """Both arms over two halves of the problems, in the order A B, B A."""
+        half = (len(self._problems) + 1) // 2
+        blocks = [(self._problems[:half], ("shadow", "on")), (self._problems[half:], ("on", "shadow"))]
+        results: dict[str, list[ProgramResult]] = {"shadow": [], "on": []}
+        seconds = {"shadow": 0.0, "on": 0.0}
+        for problems, modes in blocks:
+            for mode in modes:
+                label = "fixed" if mode == "shadow" else "certaindex"
+                self._console.print(f"{label}: {len(problems)} problems")
+                done, took = self._run(problems, mode, visible=True)
+                results[mode] += done
+                seconds[mode] += took
+        fixed = self._arm(results["shadow"], seconds["shadow"])
+        ours = self._arm(results["on"], seconds["on"])
+        return fixed, ours, results["shadow"], results["on"]
+
+    def _run(
+        self, problems: list[Problem], mode: str, visible: bool
+    ) -> tuple[list[ProgramResult], float]:
+        """All problems in one mode, from an empty prefix cache."""
+        self._engine.flush_cache()
+        programs = [self._program(problem, mode) for problem in problems]
+        started = time.perf_counter()
+        results = self._engine.run_batch(programs, progress=visible)
+        seconds = time.perf_counter() - started
+        for problem, result in zip(problems, results, strict=True):
+            if result.error:
+                raise ValueError(f"problem {problem.id}: {result.error}")
+        return results, seconds
+
+    def _program(self, problem: Problem, mode: str) -> Program:
+        return Program(
+            prompt=problem.prompt,
+            messages=problem.messages,
+            sampling_params={
+                "temperature": self._temperature,
+                "max_new_tokens": self._options.max_new_tokens,
+                # The same seed in both arms: branch i of a problem is the same sample in both.
+                "sampling_seed": _problem_seed(problem, self._options.seed),
+            },
+            dynasor={
+                "algorithm": "self_consistency",
+                "mode": mode,
+                "max_branches": self._options.max_branches,
+                "answer_format": problem.answer_format,
+                "answer_pattern": problem.answer_pattern,
+                "detail": "branches",
+            },
+        )
+
+    def _arm(self, results: list[ProgramResult], seconds: float) -> Arm:
+        # Results come in the order of the problems: the blocks are consecutive halves.
+        right = [_is_right(p, r.answer) for p, r in zip(self._problems, results, strict=True)]
+        return Arm(_mean(right), _mean(r.completion_tokens for r in results), seconds)
+
+
+def summarise(
+    problems: list[Problem], shadow: list[ProgramResult], fixed: Arm, ours: Arm, max_branches: int
+) -> dict[str, Any]:
+    """The JSON object of the demo; harm, gain, fixed_equal and beta are of the shadow run."""
+    full_right = [_is_right(p, r.answer) for p, r in zip(problems, shadow, strict=True)]
+    ours_right = [
+        _is_right(p, r.report["shadow"]["answer"]) for p, r in zip(problems, shadow, strict=True)
+    ]
+    beta = [replay(_samples(r), BetaRule(), FixedGrants((1,)), "sequential") for r in shadow]
+    beta_right = [_is_right(p, o.answer) for p, o in zip(problems, beta, strict=True)]
+    equal = cheapest_equal(_curve(problems, shadow, max_branches), _mean(ours_right))
+    saved = 1 - ours.tokens / fixed.tokens
+    return {
+        "n": len(problems),
+        "fixed_max": vars_of(fixed),
+        "certaindex": vars_of(ours),
+        "fixed_equal": {"k": equal.k, "accuracy": equal.accuracy, "tokens": equal.tokens},
+        "beta": {
+            "accuracy": _mean(beta_right),
+            "tokens": _mean(o.tokens for o in beta),
+            "harm": _count(full_right, beta_right),
+        },
+        "tokens_saved": saved,
+        "tokens_saved_vs_equal": 1 - ours.tokens / equal.tokens,
+        "time_saved": 1 - ours.seconds / fixed.seconds,
+        "harm": _count(full_right, ours_right),
+        "gain": _count(ours_right, full_right),
+    }
+
+
+def vars_of(arm: Arm) -> dict[str, float]:
+    return {"accuracy": arm.accuracy, "tokens": arm.tokens, "seconds": round(arm.seconds, 3)}
+
+
+def _curve(problems: list[Problem], shadow: list[ProgramResult], max_branches: int) -> Any:
+    golds = [problem.gold for problem in problems]
+    return fixed_curve([_samples(result) for result in shadow], golds, max_branches)
+
+
+def _samples(result: ProgramResult) -> list[Sample]:
+    return [
+        Sample(branch["answer"], branch["tokens"]) for branch in result.report["branch_details"]
+    ]
+
+
+def _problem_seed(problem: Problem, seed: int) -> int:
+    return zlib.crc32(f"{seed}:{problem.id}".encode())
+
+
+def _is_right(problem: Problem, answer: str) -> bool:
+    return bool(answer) and canonical_key(answer) == canonical_key(problem.gold)
+
+
+def _count(right: Iterable[bool], wrong: Iterable[bool]) -> int:
+    """Problems the first has right and the second wrong."""
+    return sum(a and not b for a, b in zip(right, wrong, strict=True))
+
+
+def _mean(values: Iterable[float]) -> float:
+    numbers = list(values)
+    return sum(numbers) / len(numbers)

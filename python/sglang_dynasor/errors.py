@@ -1,0 +1,18 @@
+"""One way to say what is wrong with a field."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+
+def describe_validation_error(error: ValidationError) -> str:
+    """Name each offending field and what it allows, in one line.
+
+    The offending values are left out: they may be megabytes, or secret.
+    """
+    lines = []
+    for item in error.errors(include_url=False, include_context=False, include_input=False):
+        field = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        lines.append(f"{field}: {message}" if field else message)
+    return "; ".join(lines)

@@ -1,0 +1,97 @@
+"""The live engine as a branch client: each branch is an ordinary upstream request."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+from fastapi import Request
+from sglang.srt.managers.io_struct import GenerateReqInput
+
+from sglang_dynasor.managers.program_messages import BranchParams
+from sglang_dynasor.managers.request_fields import with_carrier
+from sglang_dynasor.programs import FinishedBranch
+from sglang_dynasor.scheduling import ProgramKey
+
+_STOP_REASONS = {"stop": "completed", "length": "length", "abort": "aborted"}
+
+
+class ClientGone(ValueError):
+    """The HTTP client closed its connection before the program had an answer."""
+
+
+def branch_rid(key: ProgramKey, index: int) -> str:
+    """Request id of a branch; tenants that use the same program id must not collide."""
+    prefix = f"{key.tenant}/" if key.tenant else ""
+    return f"{prefix}{key.program_id}::{index}"
+
+
+def branch_seed(seed: int, index: int) -> int:
+    """A sampling seed of its own for every branch; the same for the same (seed, index)."""
+    digest = hashlib.blake2b(f"{seed}:{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 33  # 31 bits: safe in any integer type downstream
+
+
+class EngineBranches:
+    """Samples the branches of one program through `generate`, upstream's own request path.
+
+    `template` is the client's request; `input_ids` its prompt, tokenised once.
+    """
+
+    def __init__(
+        self,
+        template: GenerateReqInput,
+        input_ids: list[int],
+        key: ProgramKey,
+        seed: int,
+        generate: Callable[[GenerateReqInput], AsyncIterator[dict[str, Any]]],
+        end: Callable[[ProgramKey], Awaitable[dict[str, int]]],
+        request: Request | None,
+    ) -> None:
+        self.outputs: dict[int, dict[str, Any]] = {}
+        self._template = template
+        self._input_ids = input_ids
+        self._key = key
+        self._seed = seed
+        self._generate = generate
+        self._end = end
+        self._request = request
+
+    async def run_branch(self, index: int, max_tokens: int | None) -> FinishedBranch:
+        output: dict[str, Any] = {}
+        async for output in self._generate(self._branch_request(index, max_tokens)):
+            pass
+        self.outputs[index] = output
+        meta = output["meta_info"]
+        return FinishedBranch(
+            index=index,
+            text=output.get("text") or "",
+            n_tokens=meta.get("completion_tokens", 0),
+            stop_reason=_STOP_REASONS[meta["finish_reason"]["type"]],  # type: ignore[arg-type]
+        )
+
+    async def end_program(self) -> dict[int, int]:
+        tokens = await self._end(self._key)
+        return {int(rid.rsplit("::", 1)[1]): count for rid, count in tokens.items()}
+
+    async def check_wanted(self) -> None:
+        if self._request is not None and await self._request.is_disconnected():
+            raise ClientGone(f"client of program {self._key.program_id} disconnected")
+
+    def _branch_request(self, index: int, max_tokens: int | None) -> GenerateReqInput:
+        branch = copy.copy(self._template)
+        branch.text = None
+        branch.input_ids = self._input_ids
+        branch.rid = branch_rid(self._key, index)
+        params = dict(self._template.sampling_params or {})
+        params["sampling_seed"] = branch_seed(self._seed, index)
+        if max_tokens is not None:
+            own = params.get("max_new_tokens")
+            # Anything but a number is upstream's to refuse, with its own message.
+            if own is None or isinstance(own, int):
+                params["max_new_tokens"] = max_tokens if own is None else min(own, max_tokens)
+        fields = BranchParams(self._key.tenant, self._key.program_id).to_custom_params()
+        branch.sampling_params = with_carrier(params, fields)
+        return branch

@@ -1,0 +1,59 @@
+"""Messages between tokenizer manager and scheduler, and the fields a request carries.
+
+Upstream: `sglang/srt/managers/io_struct.py` (`BaseReq`, `hook_custom_types`). The decoder of the
+scheduler process accepts scalars only inside `custom_params["dynasor"]`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from sglang.srt.managers.io_struct import BaseReq, hook_custom_types
+
+from sglang_dynasor.scheduling import ProgramKey
+
+CARRIER = "dynasor"
+
+
+class EndProgramReqInput(BaseReq, kw_only=True):
+    """End a program: every request it has in the scheduler."""
+
+    tenant: str
+    program_id: str
+    message_id: str
+
+
+class EndProgramReqOutput(BaseReq, kw_only=True):
+    """The last request of an ended program has drained.
+
+    `tokens` maps rid to all generated tokens, `tokens_at_end` to those at the message's receipt.
+    """
+
+    message_id: str
+    tokens: dict[str, int]
+    tokens_at_end: dict[str, int]
+
+
+class BranchParams(NamedTuple):
+    """What the scheduler is told about one request of a program."""
+
+    tenant: str
+    program_id: str
+
+    @property
+    def key(self) -> ProgramKey:
+        return ProgramKey(self.tenant, self.program_id)
+
+    def to_custom_params(self) -> dict[str, Any]:
+        return dict(self._asdict())
+
+    @classmethod
+    def of(cls, custom_params: dict[str, Any] | None) -> BranchParams | None:
+        """Read back what `to_custom_params` stamped; None for a request without a program."""
+        fields = (custom_params or {}).get(CARRIER)
+        return cls(**fields) if fields else None
+
+
+def register() -> None:
+    """Make this process able to encode and decode the messages."""
+    hook_custom_types(EndProgramReqInput, EndProgramReqOutput)

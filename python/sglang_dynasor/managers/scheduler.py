@@ -1,0 +1,182 @@
+"""The scheduler that knows programs: a thin adapter over the program table.
+
+Upstream: `sglang/srt/managers/scheduler.py`. Class replacement rebinds the imported base name in
+this module too, so upstream is only ever called through zero-argument `super()`.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import Any
+
+from sglang.srt.managers.io_struct import AbortReq, GetInternalStateReq, TokenizedGenerateReqInput
+from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req, ScheduleBatch
+from sglang.srt.managers.scheduler import Scheduler
+from sglang.srt.mem_cache.common import release_kv_cache
+from sglang.utils import TypeBasedDispatcher
+
+from sglang_dynasor.config import DynasorConfig
+from sglang_dynasor.handshake import handshake_info
+from sglang_dynasor.managers.program_messages import (
+    BranchParams,
+    EndProgramReqInput,
+    EndProgramReqOutput,
+)
+from sglang_dynasor.scheduling import ProgramKey, ProgramTable
+
+CANCELLED_MESSAGE = "program ended"
+
+
+class DynasorScheduler(Scheduler):
+    """Tracks the requests of each program and ends them together."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.program_table = ProgramTable()
+        self.dynasor_config = DynasorConfig.from_environment()
+        super().__init__(*args, **kwargs)
+
+    def init_request_dispatcher(self) -> None:
+        super().init_request_dispatcher()
+        self._request_dispatcher += TypeBasedDispatcher([(EndProgramReqInput, self.end_program)])
+
+    def get_init_info(self) -> dict[str, Any]:
+        report = {**handshake_info(), "max_running_requests": self.max_running_requests}
+        return {**super().get_init_info(), "dynasor": report}
+
+    def get_internal_state(self, recv_req: GetInternalStateReq) -> Any:
+        # The pool figures let a caller check that an ended program left nothing behind.
+        reply = super().get_internal_state(recv_req)
+        reply.internal_state["dynasor"] = {
+            "programs": len(self.program_table),
+            "requests": self.program_table.num_requests,
+            "available_tokens": self.token_to_kv_pool_allocator.available_size(),
+            "evictable_tokens": self.tree_cache.evictable_size(),
+            "protected_tokens": self.tree_cache.protected_size(),
+        }
+        return reply
+
+    def _create_generation_req(
+        self, recv_req: TokenizedGenerateReqInput, *args: Any, **kwargs: Any
+    ) -> Req:
+        req = super()._create_generation_req(recv_req, *args, **kwargs)
+        params = BranchParams.of(recv_req.sampling_params.custom_params)
+        if params is not None:
+            self.program_table.add(params.key, req.rid)
+        return req
+
+    def get_new_batch_prefill(self, running_batch: ScheduleBatch) -> Any:
+        # Siblings of a long prompt wait for the branch that prefills it, then hit the tree. They
+        # leave waiting_queue for the length of this call only: aborts and idle checks see them.
+        held = self._siblings_to_hold() if self.program_table else []
+        if not held:
+            return super().get_new_batch_prefill(running_batch)
+        held_rids = {req.rid for req in held}
+        self.waiting_queue = [req for req in self.waiting_queue if req.rid not in held_rids]
+        plan = super().get_new_batch_prefill(running_batch)
+        self.waiting_queue.extend(held)
+        return plan
+
+    def _siblings_to_hold(self) -> list[Req]:
+        threshold = self.dynasor_config.prefix_hold_tokens
+        if not threshold or not self.waiting_queue:
+            return []
+        prefilling = {
+            entry.key
+            for req in self.collect_inflight_reqs()
+            if not req.output_ids and (entry := self.program_table.program_of(req.rid))
+        }
+        if self.chunked_req is not None:
+            entry = self.program_table.program_of(self.chunked_req.rid)
+            if entry is not None:
+                prefilling.add(entry.key)
+        held = []
+        for req in self.waiting_queue:
+            entry = self.program_table.program_of(req.rid)
+            if entry is None or entry.prompt_cached or len(req.origin_input_ids) < threshold:
+                continue
+            if entry.key in prefilling:
+                held.append(req)
+            prefilling.add(entry.key)  # the first of the queue goes, the rest waits for it
+        return held
+
+    def process_batch_result(self, batch: ScheduleBatch, result: Any) -> None:
+        super().process_batch_result(batch, result)
+        if self.program_table:
+            self._follow_branches(batch.reqs)
+
+    def on_idle(self) -> None:
+        super().on_idle()
+        # Requests upstream refused without telling anyone: none is alive in an idle engine.
+        if self.program_table and self.is_fully_idle():
+            for rid in self.program_table.all_rids():
+                self.program_table.retire(rid, 0)
+            self._answer_ended_programs()
+
+    def _follow_branches(self, reqs: list[Req]) -> None:
+        for req in reqs:
+            entry = self.program_table.program_of(req.rid)
+            if entry is None:
+                continue
+            if req.finished():
+                self.program_table.retire(req.rid, len(req.output_ids))
+            elif req.output_ids:
+                entry.prompt_cached = True
+        self._answer_ended_programs()
+
+    def send_abort_output(self, abort_req: AbortReq, req: Req) -> None:
+        # Upstream reports here every request that leaves outside the output stream.
+        super().send_abort_output(abort_req, req)
+        if req.rid in self.program_table:
+            self.program_table.retire(req.rid, len(req.output_ids))
+            self._answer_ended_programs()
+
+    def end_program(self, recv_req: EndProgramReqInput) -> None:
+        """End every request of a program; the answer follows when the last one has drained.
+
+        Queued requests go at once. Running ones commit at most the tokens already launched, their
+        KV does not enter the tree: what is private to them is free immediately.
+        """
+        key = ProgramKey(recv_req.tenant, recv_req.program_id)
+        rids = self.program_table.rids(key)
+        live = {req.rid: req for req in self._live_reqs() if req.rid in rids}
+        self.program_table.end(
+            key, recv_req.message_id, {rid: len(req.output_ids) for rid, req in live.items()}
+        )
+        for req in [req for req in self.waiting_queue if req.rid in rids]:
+            self.waiting_queue.remove(req)
+            self._release_aborted_request(req)
+            if req.kv.holds_mamba:
+                release_kv_cache(req, self.tree_cache, checkpoint=False)
+            self.send_abort_output(
+                AbortReq(
+                    rid=req.rid, finished_reason={"type": "abort", "message": CANCELLED_MESSAGE}
+                ),
+                req,
+            )
+        for req in self.grammar_manager.grammar_queue:
+            if req.rid in rids:
+                if isinstance(req.grammar, Future):
+                    req.grammar.cancel()
+                req.skip_radix_cache_insert = True
+                req.set_finish_with_abort(CANCELLED_MESSAGE)
+        for req in self._live_reqs():
+            if req.rid in rids and not req.finished():
+                req.skip_radix_cache_insert = True
+                req.to_finish = FINISH_ABORT(CANCELLED_MESSAGE)
+        if self.chunked_req is not None and self.chunked_req.rid in rids:
+            self._pending_chunked_abort_req = self.chunked_req
+        self._answer_ended_programs()
+
+    def _live_reqs(self) -> list[Req]:
+        """Queued, prefilling and decoding requests."""
+        chunked = [self.chunked_req] if self.chunked_req is not None else []
+        return list(dict.fromkeys([*self.waiting_queue, *self.collect_inflight_reqs(), *chunked]))
+
+    def _answer_ended_programs(self) -> None:
+        for ended in self.program_table.pop_ended():
+            answer = EndProgramReqOutput(
+                message_id=ended.message_id,
+                tokens=ended.tokens,
+                tokens_at_end=ended.tokens_at_end,
+            )
+            self.send_control_output(answer, answer)

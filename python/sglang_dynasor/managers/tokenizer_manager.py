@@ -1,0 +1,253 @@
+"""The tokenizer manager that runs programs: one interception point for every surface.
+
+Upstream: `sglang/srt/managers/tokenizer_manager.py`, `generate_request`. Chat, completions,
+/generate, the offline engine and sgl.lang all pass through it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+import uuid
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+from sglang.srt.managers.io_struct import GenerateReqInput
+from sglang.srt.managers.tokenizer_manager import TokenizerManager
+from sglang.srt.runtime_context import get_parallel
+from sglang.utils import TypeBasedDispatcher
+
+from sglang_dynasor.config import DynasorConfig
+from sglang_dynasor.managers.engine_branches import EngineBranches
+from sglang_dynasor.managers.program_messages import (
+    CARRIER,
+    BranchParams,
+    EndProgramReqInput,
+    EndProgramReqOutput,
+)
+from sglang_dynasor.managers.request_fields import read_program_fields, stamp, tenant_of
+from sglang_dynasor.programs import (
+    ProgramRun,
+    ProgramSpec,
+    build_report,
+    run_program,
+    self_consistency,
+)
+from sglang_dynasor.scheduling import ProgramKey
+
+
+@dataclass(slots=True)
+class _PendingEnd:
+    """An end-program message that not every data-parallel rank has answered yet."""
+
+    answered: asyncio.Future[dict[str, int]]
+    ranks_missing: int
+    tokens: dict[str, int]
+
+
+class DynasorTokenizerManager(TokenizerManager):
+    """Runs programs on the server and stamps the requests of client-driven ones."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.dynasor_config = DynasorConfig.from_environment()
+        self.branches_in_flight = 0
+        self._active_programs: set[ProgramKey] = set()
+        self._pending_ends: dict[str, _PendingEnd] = {}
+        super().__init__(*args, **kwargs)
+
+    @property
+    def serving_chat_class(self) -> type:
+        from sglang_dynasor.serving.openai import DynasorServingChat
+
+        return DynasorServingChat
+
+    def init_request_dispatcher(self) -> None:
+        super().init_request_dispatcher()
+        self._result_dispatcher += TypeBasedDispatcher(
+            [(EndProgramReqOutput, self._handle_program_ended)]
+        )
+
+    async def generate_request(
+        self, obj: Any, request: Request | None = None
+    ) -> AsyncIterator[dict[str, Any]]:
+        if not isinstance(obj, GenerateReqInput):
+            async for output in super().generate_request(obj, request):
+                yield output
+            return
+        specs = await read_program_fields(obj, request)
+        tenant = tenant_of(request)
+        if any(spec is not None and spec.runs_in_engine for spec in specs):
+            yield await self._run_program(obj, specs, tenant, request)
+            return
+        members = [spec.resolve(self.dynasor_config) if _is_member(spec) else None for spec in specs]
+        if any(members):
+            stamp(obj, [_member_params(spec, tenant) for spec in members])
+        async for output in super().generate_request(obj, request):
+            if any(members):
+                _add_member_report(output, members)
+            yield output
+
+    async def generate_branch(self, obj: GenerateReqInput) -> AsyncIterator[dict[str, Any]]:
+        """One branch through upstream's own path."""
+        self.branches_in_flight += 1
+        try:
+            async for output in super().generate_request(obj, None):
+                yield output
+        finally:
+            self.branches_in_flight -= 1
+
+    async def _run_program(
+        self,
+        obj: GenerateReqInput,
+        specs: list[ProgramSpec | None],
+        tenant: str,
+        request: Request | None,
+    ) -> dict[str, Any]:
+        self.auto_create_handle_loop()
+        _refuse_unsupported_request(obj, specs)
+        assert specs[0] is not None
+        spec = specs[0].resolve(self.dynasor_config)
+        assert spec.program_id is not None
+        key = ProgramKey(tenant, spec.program_id)
+        if key in self._active_programs:
+            raise ValueError(f"program_id: {spec.program_id} is already running")
+        started = time.perf_counter()
+        input_ids = obj.input_ids or (await self._tokenize_texts(obj.text))[0]
+        params = obj.sampling_params or {}
+        seed = params.get("sampling_seed")
+        client = EngineBranches(
+            template=obj,
+            input_ids=list(input_ids),
+            key=key,
+            seed=secrets.randbits(31) if seed is None else seed,
+            generate=self.generate_branch,
+            end=self.end_program,
+            request=request,
+        )
+        limit_s = self.dynasor_config.pattern_time_limit_ms / 1000
+        self._active_programs.add(key)
+        try:
+            run = await run_program(
+                self_consistency(spec, limit_s),
+                client,
+                None if spec.deadline_ms is None else spec.deadline_ms / 1000,
+            )
+        finally:
+            self._active_programs.discard(key)
+        seconds = time.perf_counter() - started
+        report = build_report(spec, run, len(input_ids), seconds)
+        return _program_output(client, run, report)
+
+    async def end_program(self, key: ProgramKey) -> dict[str, int]:
+        """End a program in the scheduler. Returns all tokens its live requests generated, by rid."""
+        self.auto_create_handle_loop()
+        message_id = uuid.uuid4().hex
+        pending = _PendingEnd(
+            asyncio.get_running_loop().create_future(), get_parallel().num_dp_ranks, {}
+        )
+        self._pending_ends[message_id] = pending
+        try:
+            self._dispatch_end(key, message_id)
+            return await pending.answered
+        finally:
+            del self._pending_ends[message_id]
+
+    def _dispatch_end(self, key: ProgramKey, message_id: str) -> None:
+        self._dispatch_to_scheduler(
+            EndProgramReqInput(
+                tenant=key.tenant, program_id=key.program_id, message_id=message_id
+            )
+        )
+
+    def _handle_program_ended(self, answer: EndProgramReqOutput) -> None:
+        pending = self._pending_ends.get(answer.message_id)
+        if pending is None:
+            return  # an abort, which nobody waits for
+        pending.tokens.update(answer.tokens)
+        pending.ranks_missing -= 1
+        if pending.ranks_missing == 0 and not pending.answered.done():
+            pending.answered.set_result(pending.tokens)
+
+    def abort_request(self, rid: str = "", abort_all: bool = False) -> None:
+        # A program's id is no request's id: upstream would drop the abort.
+        for key in self._active_programs:
+            if key.program_id == rid:
+                self._dispatch_end(key, message_id="")
+        super().abort_request(rid, abort_all)
+
+
+def _is_member(spec: ProgramSpec | None) -> bool:
+    return spec is not None and spec.mode != "off"
+
+
+def _member_params(spec: ProgramSpec | None, tenant: str) -> dict[str, Any] | None:
+    if spec is None or spec.program_id is None:
+        return None
+    return BranchParams(tenant, spec.program_id).to_custom_params()
+
+
+def _add_member_report(output: Any, members: list[ProgramSpec | None]) -> None:
+    """Tell a client-driven program its id, which may have been minted here."""
+    outputs = output if isinstance(output, list) else [output]
+    for position, item in enumerate(outputs):
+        index = item.get("index", position)
+        spec = members[index] if index < len(members) else members[0]
+        if spec is not None:
+            item["meta_info"][CARRIER] = {
+                "program_id": spec.program_id,
+                "algorithm": spec.algorithm,
+                "mode": spec.mode,
+            }
+
+
+def _refuse_unsupported_request(obj: GenerateReqInput, specs: list[ProgramSpec | None]) -> None:
+    """Raise ValueError for what a server-side program cannot take yet, naming the field."""
+    params = obj.sampling_params
+    if obj.stream:
+        raise ValueError("stream: not supported together with dynasor.algorithm")
+    if len(specs) != 1 or isinstance(obj.text, list) or _is_nested(obj.input_ids):
+        raise ValueError("prompt: a program with dynasor.algorithm takes exactly one prompt")
+    if isinstance(params, dict) and (params.get("n") or 1) != 1:
+        raise ValueError("n: must be 1 together with dynasor.algorithm; see dynasor.max_branches")
+    if obj.input_embeds is not None or obj.contains_mm_input():
+        raise ValueError("input: dynasor.algorithm takes text or token ids only")
+    if obj.session_params is not None:
+        raise ValueError("session_params: not supported together with dynasor.algorithm")
+    if obj.text is None and not obj.input_ids:
+        raise ValueError("prompt: a program needs text or input_ids")
+    seed = params.get("sampling_seed") if isinstance(params, dict) else None
+    if seed is not None and not isinstance(seed, int):
+        raise ValueError(f"seed: must be an integer, got {type(seed).__name__}")
+
+
+def _is_nested(input_ids: Any) -> bool:
+    return bool(input_ids) and isinstance(input_ids[0], list)
+
+
+def _program_output(
+    client: EngineBranches, run: ProgramRun, report: dict[str, Any]
+) -> dict[str, Any]:
+    """One upstream-shaped result: the branch that stands for the answer, with the program's counts."""
+    tokens = report["tokens"]
+    if run.outcome.branch is None:
+        output: dict[str, Any] = {
+            "text": "",
+            "output_ids": [],
+            "meta_info": {
+                "finish_reason": {"type": "abort", "message": run.outcome.stop_reason},
+                "cached_tokens": 0,
+            },
+        }
+    else:
+        output = client.outputs[run.outcome.branch]
+    output["meta_info"].update(
+        id=report["program_id"],
+        prompt_tokens=tokens["prompt"],
+        completion_tokens=tokens["total"] - tokens["prompt"],
+        e2e_latency=report["seconds"],
+        dynasor=report,
+    )
+    return output

@@ -1,0 +1,29 @@
+"""Reasoning programs: pure generators, what clients may ask of them, and what drives them."""
+
+from sglang_dynasor.programs.base import (
+    FinishedBranch,
+    Grant,
+    Outcome,
+    ReasoningProgram,
+    ShadowOutcome,
+)
+from sglang_dynasor.programs.result import Program, ProgramResult, build_report
+from sglang_dynasor.programs.runner import BranchClient, ProgramRun, run_program
+from sglang_dynasor.programs.self_consistency import self_consistency
+from sglang_dynasor.programs.spec import ProgramSpec
+
+__all__ = [
+    "BranchClient",
+    "FinishedBranch",
+    "Grant",
+    "Outcome",
+    "Program",
+    "ProgramResult",
+    "ProgramRun",
+    "ProgramSpec",
+    "ReasoningProgram",
+    "ShadowOutcome",
+    "build_report",
+    "run_program",
+    "self_consistency",
+]

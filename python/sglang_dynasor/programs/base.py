@@ -1,0 +1,70 @@
+"""What a reasoning program and whoever runs it say to each other.
+
+A program is a generator: it yields grants, receives one finished branch at a time, and returns an
+outcome. It knows neither engine nor clock, so live runs, replays and simulations share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from sglang_dynasor.certaindex import Vote
+
+BranchStop: TypeAlias = Literal["completed", "length", "cancelled", "aborted"]
+ProgramStop: TypeAlias = Literal[
+    "certain", "decided", "budget", "deadline", "completed", "aborted"
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Start this many more branches (0: only wait), each of at most `max_tokens` new tokens."""
+
+    branches: int
+    max_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedBranch:
+    """One sampled path that ended by itself. `n_tokens` counts generated tokens."""
+
+    index: int
+    text: str
+    n_tokens: int
+    stop_reason: BranchStop
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a program decided.
+
+    `branch` is the lowest finished branch that gave the answer, None when nothing finished;
+    `answers` maps every counted branch to its extracted answer; `shadow` is what the rule would
+    have done, in shadow mode.
+    """
+
+    stop_reason: ProgramStop
+    answer: str
+    branch: int | None
+    certaindex: float
+    votes: tuple[Vote, ...]
+    answers: dict[int, str]
+    rounds: int
+    shadow: ShadowOutcome | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ShadowOutcome:
+    """Where the rule would have stopped on the same samples; tokens include cancelled branches."""
+
+    stop_reason: ProgramStop
+    answer: str
+    tokens: int
+    branches: int
+    rounds: int
+
+
+# None is sent instead of a branch when the deadline has passed.
+ReasoningProgram: TypeAlias = Generator[Grant, FinishedBranch | None, Outcome]

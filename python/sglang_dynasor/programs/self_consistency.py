@@ -1,0 +1,104 @@
+"""Self-consistency: sample branches, let them vote, stop when the vote is settled (paper 3.1)."""
+
+from __future__ import annotations
+
+from sglang_dynasor.allocation import FixedGrants, Sample, replay
+from sglang_dynasor.certaindex import CertaindexTracker, extract_answer
+from sglang_dynasor.programs.base import (
+    FinishedBranch,
+    Grant,
+    Outcome,
+    ProgramStop,
+    ReasoningProgram,
+    ShadowOutcome,
+)
+from sglang_dynasor.programs.spec import ProgramSpec
+
+
+def self_consistency(spec: ProgramSpec, pattern_time_limit_s: float) -> ReasoningProgram:
+    """Run the resolved `spec`; in shadow mode run every branch and only note the decision."""
+    assert spec.max_branches is not None, "resolve() first"
+    shadow = spec.mode == "shadow"
+    rule = spec.stop_rule()
+    grants = FixedGrants((spec.max_branches,)) if shadow else spec.grant_policy(rule)
+    vote = _Vote(spec, pattern_time_limit_s)
+    granted = rounds = 0
+    while vote.tracker.finished < spec.max_branches:
+        grant = Grant(0)
+        if vote.tracker.finished == granted:
+            size = grants.next_grant(vote.tracker.evidence(), rounds)
+            share = _token_share(spec, vote.tokens, size)
+            if share == 0:
+                return vote.outcome("budget", rounds)
+            grant = Grant(size, share)
+            granted += size
+            rounds += 1
+        branch = yield grant
+        if branch is None:
+            return vote.outcome("deadline", rounds)
+        if branch.stop_reason == "aborted":
+            return vote.outcome("aborted", rounds)
+        vote.add(branch)
+        decision = None if shadow else rule.decide(vote.tracker.evidence())
+        if decision is not None:
+            return vote.outcome(decision.stop_reason, rounds)
+    return vote.outcome("completed", rounds, vote.would_have_stopped() if shadow else None)
+
+
+def _token_share(spec: ProgramSpec, spent: int, branches: int) -> int | None:
+    """Tokens each of the next branches may use so that the program keeps to its cap."""
+    if spec.max_total_tokens is None:
+        return None
+    return max(0, spec.max_total_tokens - spent) // branches
+
+
+class _Vote:
+    """The branches counted so far."""
+
+    def __init__(self, spec: ProgramSpec, pattern_time_limit_s: float) -> None:
+        assert spec.max_branches is not None
+        self.tracker = CertaindexTracker(spec.max_branches)
+        self.tokens = 0
+        self._spec = spec
+        self._limit_s = pattern_time_limit_s
+        self._answers: dict[int, str] = {}
+        self._lengths: dict[int, int] = {}
+
+    def add(self, branch: FinishedBranch) -> None:
+        answer = ""  # a branch cut off by length has not answered
+        if branch.stop_reason == "completed":
+            answer = extract_answer(
+                branch.text, self._spec.answer_format, self._spec.answer_pattern, self._limit_s
+            )
+        self.tracker.add(branch.index, answer)
+        self.tokens += branch.n_tokens
+        self._answers[branch.index] = answer
+        self._lengths[branch.index] = branch.n_tokens
+
+    def outcome(
+        self, stop_reason: ProgramStop, rounds: int, shadow: ShadowOutcome | None = None
+    ) -> Outcome:
+        leader = self.tracker.leader
+        return Outcome(
+            stop_reason=stop_reason,
+            answer=leader.answer if leader else "",
+            branch=leader.first_branch if leader else None,
+            certaindex=self.tracker.certaindex,
+            votes=tuple(self.tracker.votes()),
+            answers=dict(sorted(self._answers.items())),
+            rounds=rounds,
+            shadow=shadow,
+        )
+
+    def would_have_stopped(self) -> ShadowOutcome:
+        """Replay the rule over these very samples: branches of a grant finish by length."""
+        samples = [Sample(self._answers[i], self._lengths[i]) for i in sorted(self._answers)]
+        rule = self._spec.stop_rule()
+        acted = replay(samples, rule, self._spec.grant_policy(rule))
+        return ShadowOutcome(
+            stop_reason=acted.decision.stop_reason if acted.decision else "completed",
+            answer=acted.answer,
+            tokens=acted.tokens,
+            branches=acted.branches_started,
+            rounds=acted.rounds,
+        )

@@ -1,0 +1,126 @@
+"""What a client may say about a program, checked before anything reaches the engine."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sglang_dynasor.allocation import (
+    AdaptiveGrants,
+    FixedGrants,
+    GrantPolicy,
+    StopRule,
+    make_rule,
+    parse_grants,
+)
+from sglang_dynasor.certaindex import check_pattern
+from sglang_dynasor.config import DynasorConfig
+from sglang_dynasor.errors import describe_validation_error
+
+# Fields that only mean something when the engine itself runs the program.
+_RUN_FIELDS = (
+    "rule",
+    "threshold",
+    "min_branches",
+    "grants",
+    "max_total_tokens",
+    "deadline_ms",
+)
+
+
+class ProgramSpec(BaseModel):
+    """The request object `dynasor`. A field left out takes the server's default.
+
+    Strict: a wrong type, an unknown key, a value out of range and a contradiction are each refused
+    with a message naming the field.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    program_id: str | None = Field(None, pattern=r"\A[A-Za-z0-9._-]{1,64}\Z")
+    algorithm: Literal["none", "self_consistency"] = "none"
+    mode: Literal["on", "shadow", "off"] = "on"
+    max_branches: int | None = Field(None, ge=1, le=512)
+    min_branches: int | None = Field(None, ge=1, le=512)
+    grants: str | None = Field(None, max_length=512)
+    rule: str | None = Field(None, max_length=64)
+    threshold: float | None = Field(None, ge=0, le=1)
+    answer_format: Literal["boxed", "number", "choice", "regex", "json", "code", "text"] = "boxed"
+    answer_pattern: str | None = None
+    max_total_tokens: int | None = Field(None, ge=1, le=2**31)
+    deadline_ms: int | None = Field(None, ge=1, le=86_400_000)
+    detail: Literal["answer", "votes", "branches"] = "votes"
+
+    @model_validator(mode="after")
+    def _check_combination(self) -> ProgramSpec:
+        check_pattern(self.answer_format, self.answer_pattern)
+        if self.grants is not None:
+            parse_grants(self.grants)
+        if self.algorithm == "none":
+            given = [name for name in _RUN_FIELDS if getattr(self, name) is not None]
+            if given:
+                raise ValueError(f"{given[0]}: needs an algorithm, e.g. self_consistency")
+            if self.mode == "shadow":
+                raise ValueError("mode: shadow needs an algorithm, e.g. self_consistency")
+        if self.rule is not None:
+            make_rule(self.rule, threshold=self.threshold)
+        if None not in (self.min_branches, self.max_branches) and (
+            self.min_branches > self.max_branches  # type: ignore[operator]
+        ):
+            raise ValueError(
+                f"min_branches: {self.min_branches} exceeds max_branches {self.max_branches}"
+            )
+        return self
+
+    @classmethod
+    def parse(cls, fields: object) -> ProgramSpec:
+        """Check client input of any shape. Raises ValueError naming the field."""
+        if not isinstance(fields, dict):
+            raise ValueError(f"dynasor: must be an object, got {type(fields).__name__}")
+        try:
+            return cls.model_validate(fields)
+        except ValidationError as error:
+            known = ", ".join(cls.model_fields)
+            unknown = any(item["type"] == "extra_forbidden" for item in error.errors())
+            hint = f" (known fields: {known})" if unknown else ""
+            raise ValueError(f"dynasor.{describe_validation_error(error)}{hint}") from None
+
+    @property
+    def runs_in_engine(self) -> bool:
+        """Whether the engine runs the program, rather than a client that sends its requests."""
+        return self.algorithm != "none" and self.mode != "off"
+
+    def resolve(self, config: DynasorConfig) -> ProgramSpec:
+        """Fill what was left out from the server's settings, and mint an id.
+
+        Raises ValueError when a given field contradicts a setting it is combined with.
+        """
+        settings: dict[str, Any] = {
+            name: getattr(config, name)
+            for name in ("max_branches", "min_branches", "grants", "rule")
+            if getattr(self, name) is None
+        }
+        if self.threshold is None and self.rule is None:
+            settings["threshold"] = config.threshold
+        if self.program_id is None:
+            settings["program_id"] = uuid.uuid4().hex
+        resolved = self.model_copy(update=settings)
+        if self.min_branches is None and self.max_branches is not None:
+            # A small program asked for by size alone is not a contradiction.
+            lowest = min(config.min_branches, self.max_branches)
+            resolved = resolved.model_copy(update={"min_branches": lowest})
+        if self.max_branches is None and self.min_branches is not None:
+            highest = max(config.max_branches, self.min_branches)
+            resolved = resolved.model_copy(update={"max_branches": highest})
+        return resolved
+
+    def stop_rule(self) -> StopRule:
+        """The rule of a resolved spec."""
+        assert self.rule is not None and self.min_branches is not None, "resolve() first"
+        return make_rule(self.rule, threshold=self.threshold, min_branches=self.min_branches)
+
+    def grant_policy(self, rule: StopRule) -> GrantPolicy:
+        """Sizes of the rounds of a resolved spec."""
+        return FixedGrants(parse_grants(self.grants)) if self.grants else AdaptiveGrants(rule)
