@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent
 setup(
     name="sglang-dynasor",
     version="0.1.0",
-    description="SGLang that knows reasoning programs: certainty decides how much compute each gets",
+    description="SGLang that knows reasoning programs and gives each the compute it needs",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
@@ -21,7 +21,7 @@ setup(
         "sglang_dynasor.models": ["tiny_reasoner/*"],
     },
     install_requires=[
-        "sglang==0.5.23",  # brings torch, triton, flashinfer, numpy and pyzmq in the versions it needs
+        "sglang==0.5.23",  # brings torch, triton, flashinfer, numpy and pyzmq as it needs them
         "numpy",
         "pydantic>=2",
         "regex",

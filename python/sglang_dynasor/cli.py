@@ -44,7 +44,9 @@ def _parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="fixed 16 branches against Certaindex, measured")
     demo.add_argument("--problems", type=int, default=60, help="how many (default: 60)")
     demo.add_argument("--model-path", default="tiny_reasoner", help="directory or embedded name")
-    demo.add_argument("--problems-file", type=Path, help="JSON lines: id, prompt|messages, gold, ...")
+    demo.add_argument(
+        "--problems-file", type=Path, help="JSON lines: id, prompt|messages, gold, ..."
+    )
     demo.add_argument("--temperature", type=float, help="default: the model's recommended one")
     demo.add_argument("--max-branches", type=int, default=16, help="fixed knob (default: 16)")
     demo.add_argument("--max-new-tokens", type=int, default=256, help="per branch (default: 256)")

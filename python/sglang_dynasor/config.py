@@ -68,7 +68,7 @@ class DynasorConfig(BaseModel):
 
     @classmethod
     def from_environment(cls) -> DynasorConfig:
-        """Read the variable every engine process inherits. Raises ValueError when it is malformed."""
+        """Read the variable every engine process inherits. Raises ValueError if malformed."""
         text = os.environ.get(CONFIG_VARIABLE, "")
         if not text:
             return cls()

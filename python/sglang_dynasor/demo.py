@@ -110,7 +110,7 @@ def run_demo(options: argparse.Namespace) -> int:
     with _engine(model, options.seed) as engine:
         run = _Comparison(engine, problems, temperature, options, console)
         run.warm_up()
-        fixed, ours, shadow, acted = run.measure()
+        fixed, ours, shadow = run.measure()
     summary = summarise(problems, shadow, fixed, ours, options.max_branches)
 
     from sglang_dynasor.demo_report import print_report
@@ -158,10 +158,13 @@ class _Comparison:
         for mode in ("shadow", "on"):
             self._run(self._problems[:WARM_UP_PROBLEMS], mode, visible=False)
 
-    def measure(self) -> tuple[Arm, Arm, list[ProgramResult], list[ProgramResult]]:
+    def measure(self) -> tuple[Arm, Arm, list[ProgramResult]]:
         """Both arms over two halves of the problems, in the order A B, B A."""
         half = (len(self._problems) + 1) // 2
-        blocks = [(self._problems[:half], ("shadow", "on")), (self._problems[half:], ("on", "shadow"))]
+        blocks = [
+            (self._problems[:half], ("shadow", "on")),
+            (self._problems[half:], ("on", "shadow")),
+        ]
         results: dict[str, list[ProgramResult]] = {"shadow": [], "on": []}
         seconds = {"shadow": 0.0, "on": 0.0}
         for problems, modes in blocks:
@@ -173,7 +176,7 @@ class _Comparison:
                 seconds[mode] += took
         fixed = self._arm(results["shadow"], seconds["shadow"])
         ours = self._arm(results["on"], seconds["on"])
-        return fixed, ours, results["shadow"], results["on"]
+        return fixed, ours, results["shadow"]
 
     def _run(
         self, problems: list[Problem], mode: str, visible: bool

@@ -17,7 +17,7 @@ def print_report(summary: dict[str, Any], curve: Any, output_dir: Path) -> None:
     console.print(
         f"{summary['n']} problems: Certaindex saved {summary['tokens_saved']:.1%} of the tokens and "
         f"{summary['time_saved']:.1%} of the time of the fixed vote, {saved:.1%} of the cheapest "
-        f"fixed vote of equal accuracy (k={equal['k']}); on the same samples it was wrong where "
+        f"fixed vote of equal accuracy (k={equal['k']}). On the same samples it was wrong where "
         f"the full vote was right {summary['harm']} times, the reverse {summary['gain']} times."
     )
     _print_chart(summary, curve)
@@ -79,7 +79,11 @@ def _write_chart(summary: dict[str, Any], curve: Any, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    styles = ({"marker": "o", "color": "0.55"}, {"marker": "^", "color": "C0"}, {"marker": "*", "color": "C3"})
+    styles = (
+        {"marker": "o", "color": "0.55"},
+        {"marker": "^", "color": "C0"},
+        {"marker": "*", "color": "C3"},
+    )
     for (name, (tokens, accuracy)), style in zip(
         _points(summary, curve).items(), styles, strict=True
     ):
@@ -89,8 +93,12 @@ def _write_chart(summary: dict[str, Any], curve: Any, path: Path) -> None:
     for point in curve:
         if point.k in (1, 2, 4, 8, curve[-1].k):
             axes.annotate(
-                f"k={point.k}", (point.tokens, 100 * point.accuracy), xytext=(4, -12),
-                textcoords="offset points", fontsize=8, color="0.4",
+                f"k={point.k}",
+                (point.tokens, 100 * point.accuracy),
+                xytext=(4, -12),
+                textcoords="offset points",
+                fontsize=8,
+                color="0.4",
             )
     axes.set_xlabel("generated tokens per problem, cancelled branches included")
     axes.set_ylabel("accuracy, %")

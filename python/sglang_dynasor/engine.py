@@ -27,7 +27,9 @@ class DynasorEngine(Engine):
     """
 
     def __init__(self, *, dynasor: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        config = DynasorConfig.from_environment() if dynasor is None else DynasorConfig.parse(dynasor)
+        config = (
+            DynasorConfig.from_environment() if dynasor is None else DynasorConfig.parse(dynasor)
+        )
         config.to_environment()
         load_plugins()
         check_this_process()

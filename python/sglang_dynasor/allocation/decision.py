@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +15,7 @@ class Decision:
     `counts` are the sizes of the answer groups, leader first.
     """
 
-    stop_reason: str
+    stop_reason: Literal["certain", "decided"]
     rule: str
     confidence: float | None
     certaindex: float

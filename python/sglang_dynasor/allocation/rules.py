@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import ClassVar, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from sglang_dynasor.allocation.decision import Decision
 from sglang_dynasor.certaindex.entropy import AGREEMENT_DIGITS
@@ -174,7 +174,10 @@ def _is_decided(evidence: Evidence) -> bool:
 
 
 def _decision(
-    stop_reason: str, rule: str, confidence: float | None, evidence: Evidence
+    stop_reason: Literal["certain", "decided"],
+    rule: str,
+    confidence: float | None,
+    evidence: Evidence,
 ) -> Decision:
     return Decision(
         stop_reason, rule, confidence, evidence.certaindex, evidence.counts, evidence.finished

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from functools import lru_cache
 
+# An answer is short; what is longer is code or prose, whose typography nobody varies.
+_MAX_NORMALISED_LENGTH = 1000
 # Longer numbers are compared as text: exact arithmetic on a client's million digits would stall.
 _MAX_NUMBER_LENGTH = 64
 _NUMBER = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,2})?"
 _RATIONAL = re.compile(
     rf"(?P<sign>[-+]?) ?(?:(?P<top>{_NUMBER})(?: ?/ ?(?P<bottom>{_NUMBER}))?"
-    rf"|\\frac ?\{{ ?(?P<tex_top>[-+]?{_NUMBER}) ?\}} ?\{{ ?(?P<tex_bottom>[-+]?{_NUMBER}) ?\}})"
+    rf"|\\[dtc]?frac ?\{{ ?(?P<tex_top>[-+]?{_NUMBER}) ?\}} ?\{{ ?(?P<tex_bottom>[-+]?{_NUMBER}) ?\}})"
     r" ?(?P<percent>%?)"
 )
 _TEX_WRAPPER = re.compile(
@@ -30,19 +33,28 @@ def canonical_key(answer: str) -> str:
     Numbers share the key of their exact rational value ("0.5", "1/2" and r"\\frac{1}{2}" give
     "1/2"); a percentage keeps its sign, so it equals no plain number. Any other answer is
     compared as text without LaTeX dress, spacing around marks and a final period; a single
-    word also without case. Text of several lines (code) is compared line by line as it stands.
-    The key depends on nothing but the answer, and "" means that there is no answer.
+    word also without case. Text of several lines (code) or above 1,000 characters is compared
+    as it stands, but for blanks at the ends of lines. The key depends on nothing but the answer,
+    and "" means that there is no answer.
     """
     text = answer.strip()
-    if "\n" in text:
+    if "\n" in text or len(text) > _MAX_NORMALISED_LENGTH:
         return "\n".join(line.rstrip() for line in text.splitlines())
-    if text.isascii() and text.isdigit() and len(text) <= _MAX_NUMBER_LENGTH:
-        return str(int(text))
-    text = " ".join(text.replace("\u2212", "-").split())
-    if "\\" in text:
-        text = _without_tex_dress(text)
-    text = text.strip("$ ").rstrip(". ").strip("$ ")
+    return _short_key(text)
+
+
+@lru_cache(maxsize=2048)  # branches that agree mostly spell alike
+def _short_key(text: str) -> str:
+    text = _without_ends(" ".join(text.replace("\u2212", "-").split()))
+    number = _rational_key(text)
+    if number or "\\" not in text:
+        return number or _text_key(text)
+    text = _without_ends(_without_tex_dress(text))
     return _rational_key(text) or _text_key(text)
+
+
+def _without_ends(text: str) -> str:
+    return text.strip("$ ").rstrip(". ").strip("$ ")
 
 
 def _without_tex_dress(text: str) -> str:
@@ -62,12 +74,17 @@ def _rational_key(text: str) -> str:
     match = _RATIONAL.fullmatch(text)
     if match is None:
         return ""
-    top = Fraction((match["top"] or match["tex_top"]).replace(",", ""))
-    bottom = Fraction((match["bottom"] or match["tex_bottom"] or "1").replace(",", ""))
+    top = _exact(match["top"] or match["tex_top"])
+    bottom = _exact(match["bottom"] or match["tex_bottom"] or "1")
     if bottom == 0:
         return ""
-    value = top / bottom
+    value = Fraction(top, bottom)
     return f"{-value if match['sign'] == '-' else value}{match['percent']}"
+
+
+def _exact(number: str) -> int | Fraction:
+    digits = number.replace(",", "")
+    return int(digits) if digits.isdigit() else Fraction(digits)
 
 
 def _text_key(text: str) -> str:

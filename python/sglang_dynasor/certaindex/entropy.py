@@ -35,7 +35,7 @@ def c_log_c(count: int) -> int:
 
 
 def agreement(sum_c_log_c: int, paths: int) -> float:
-    """Return H~ from the groups' summed `c_log_c`: (log n - H) / log n = sum c log c / (n log n)."""
+    """Return H~ from the summed `c_log_c` of the groups: sum(c log c) / (n log n)."""
     return round(sum_c_log_c / c_log_c(paths), AGREEMENT_DIGITS) if paths > 1 else 0.0
 
 

@@ -150,16 +150,11 @@ class CertaindexTracker:
         # Only the largest rivals can tie with a leader that nobody can overtake. Without rivals
         # that is a new group, whose index is at best the lowest unfinished one.
         leader = self._leader
-        return leader is not None and all(
-            leader.first_branch < first_branch
-            for first_branch in (
-                self._lowest_unfinished,
-                *(
-                    group.first_branch
-                    for group in self._groups.values()
-                    if group.count == rival_count and group is not leader
-                ),
-            )
+        if leader is None or leader.first_branch > self._lowest_unfinished:
+            return False
+        return not any(
+            group.count == rival_count and group.first_branch < leader.first_branch
+            for group in self._groups.values()
         )
 
 

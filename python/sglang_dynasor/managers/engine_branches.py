@@ -60,9 +60,8 @@ class EngineBranches:
         self._request = request
 
     async def run_branch(self, index: int, max_tokens: int | None) -> FinishedBranch:
-        output: dict[str, Any] = {}
-        async for output in self._generate(self._branch_request(index, max_tokens)):
-            pass
+        outputs = self._generate(self._branch_request(index, max_tokens))
+        output = [item async for item in outputs][-1]
         self.outputs[index] = output
         meta = output["meta_info"]
         return FinishedBranch(

@@ -31,7 +31,7 @@ def tenant_of(request: Request | None) -> str:
 async def read_program_fields(
     obj: GenerateReqInput, request: Request | None
 ) -> list[ProgramSpec | None]:
-    """One checked spec per prompt of `obj` (one entry for a single prompt), None where there is none.
+    """One checked spec per prompt of `obj` (one for a single prompt), None where there is none.
 
     Takes the fields out of `obj.sampling_params`, which is replaced, not changed.
     Raises ValueError naming the field.

@@ -82,7 +82,9 @@ class DynasorTokenizerManager(TokenizerManager):
         if any(spec is not None and spec.runs_in_engine for spec in specs):
             yield await self._run_program(obj, specs, tenant, request)
             return
-        members = [spec.resolve(self.dynasor_config) if _is_member(spec) else None for spec in specs]
+        members = [
+            spec.resolve(self.dynasor_config) if _is_member(spec) else None for spec in specs
+        ]
         if any(members):
             stamp(obj, [_member_params(spec, tenant) for spec in members])
         async for output in super().generate_request(obj, request):
@@ -142,7 +144,7 @@ class DynasorTokenizerManager(TokenizerManager):
         return _program_output(client, run, report)
 
     async def end_program(self, key: ProgramKey) -> dict[str, int]:
-        """End a program in the scheduler. Returns all tokens its live requests generated, by rid."""
+        """End a program in the scheduler. Returns the tokens its live requests generated, by rid."""
         self.auto_create_handle_loop()
         message_id = uuid.uuid4().hex
         pending = _PendingEnd(
@@ -157,9 +159,7 @@ class DynasorTokenizerManager(TokenizerManager):
 
     def _dispatch_end(self, key: ProgramKey, message_id: str) -> None:
         self._dispatch_to_scheduler(
-            EndProgramReqInput(
-                tenant=key.tenant, program_id=key.program_id, message_id=message_id
-            )
+            EndProgramReqInput(tenant=key.tenant, program_id=key.program_id, message_id=message_id)
         )
 
     def _handle_program_ended(self, answer: EndProgramReqOutput) -> None:
@@ -230,7 +230,7 @@ def _is_nested(input_ids: Any) -> bool:
 def _program_output(
     client: EngineBranches, run: ProgramRun, report: dict[str, Any]
 ) -> dict[str, Any]:
-    """One upstream-shaped result: the branch that stands for the answer, with the program's counts."""
+    """One upstream-shaped result: the branch that stands for the answer, the program's counts."""
     tokens = report["tokens"]
     if run.outcome.branch is None:
         output: dict[str, Any] = {

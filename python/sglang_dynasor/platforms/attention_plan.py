@@ -222,9 +222,7 @@ def _attend_block(
     if block.queries == 1:
         # Query heads that share a key head become further queries of it: no key is read twice.
         folded = chosen.view(block.count, key_heads, heads // key_heads, size)
-        result = scaled_dot_product_attention(
-            folded, key, value, attn_mask=block.mask, scale=scale
-        )
+        result = scaled_dot_product_attention(folded, key, value, attn_mask=block.mask, scale=scale)
         return result.reshape(block.count, 1, heads, size)
     result = scaled_dot_product_attention(
         chosen.view(block.count, block.queries, heads, size).transpose(1, 2),

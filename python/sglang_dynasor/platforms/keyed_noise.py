@@ -61,9 +61,7 @@ def _token_words(vocabulary: int, device: torch.device) -> torch.Tensor:
     return _mix32_(torch.arange(1, vocabulary + 1, dtype=torch.int32, device=device))
 
 
-def random_words(
-    seeds: torch.Tensor, positions: torch.Tensor, vocabulary: int
-) -> torch.Tensor:
+def random_words(seeds: torch.Tensor, positions: torch.Tensor, vocabulary: int) -> torch.Tensor:
     """Uniform 32-bit words (as int32), [batch, vocabulary]."""
     first, second = row_keys(seeds, positions)
     words = _mix32_(_token_words(vocabulary, seeds.device) ^ first)

@@ -55,7 +55,9 @@ class KeyedSampler(Sampler):
         """
         seeds = sampling_info.sampling_seed
         if seeds is None:
-            raise RuntimeError("the keyed sampler got a batch without seeds: its hook is not installed")
+            raise RuntimeError(
+                "the keyed sampler got a batch without seeds: its hook is not installed"
+            )
         weights, token_ids = probs, None
         if not simple_sampling_case:
             # The filters are upstream's; the token it draws beside them is dropped.

@@ -13,9 +13,7 @@ from typing import Literal, TypeAlias
 from sglang_dynasor.certaindex import Vote
 
 BranchStop: TypeAlias = Literal["completed", "length", "cancelled", "aborted"]
-ProgramStop: TypeAlias = Literal[
-    "certain", "decided", "budget", "deadline", "completed", "aborted"
-]
+ProgramStop: TypeAlias = Literal["certain", "decided", "budget", "deadline", "completed", "aborted"]
 
 
 @dataclass(frozen=True, slots=True)

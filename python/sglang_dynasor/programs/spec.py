@@ -39,7 +39,7 @@ class ProgramSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    program_id: str | None = Field(None, pattern=r"\A[A-Za-z0-9._-]{1,64}\Z")
+    program_id: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,64}$")
     algorithm: Literal["none", "self_consistency"] = "none"
     mode: Literal["on", "shadow", "off"] = "on"
     max_branches: int | None = Field(None, ge=1, le=512)
