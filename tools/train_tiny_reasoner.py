@@ -95,7 +95,7 @@ def draw_step(rng: random.Random, step: int, args: argparse.Namespace) -> list[S
     think_share = 0.0 if progress < args.plain_until else args.think_share
     highest = 4 if progress < args.plain_until else arithmetic.LEVELS[-1]
     return [
-        encode_sample(arithmetic.training_text(rng, think_share, highest_level=highest))
+        encode_sample(arithmetic.training_text(rng, think_share, args.cut_share, highest))
         for _ in range(args.batch)
     ]
 
@@ -222,6 +222,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=48, help="samples a step")
     parser.add_argument("--groups", type=int, default=4, help="length groups a step")
     parser.add_argument("--think-share", type=float, default=0.35, help="0..1")
+    parser.add_argument(
+        "--cut-share", type=float, default=0.15, help="part of the thoughts cut short, 0..1"
+    )
     parser.add_argument("--plain-until", type=float, default=0.2, help="part of the steps, 0..1")
     parser.add_argument("--peak-rate", type=float, default=2e-3)
     parser.add_argument("--warmup", type=int, default=100, help="steps")

@@ -30,6 +30,7 @@ from sglang_dynasor.models import recommended_temperature, resolve_model
 from sglang_dynasor.programs import Program, ProgramResult
 
 WARM_UP_PROBLEMS = 8
+ALTERNATE_FROM_PROBLEMS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +160,13 @@ class _Comparison:
             self._run(self._problems[:WARM_UP_PROBLEMS], mode, visible=False)
 
     def measure(self) -> tuple[Arm, Arm, list[ProgramResult]]:
-        """Both arms over two halves of the problems, in the order A B, B A."""
-        half = (len(self._problems) + 1) // 2
+        """Both arms, over two halves of the problems in the order A B, B A when there are enough.
+
+        Every block ends with a few stragglers in an almost empty engine; splitting a small set
+        would measure mostly those.
+        """
+        few = len(self._problems) < ALTERNATE_FROM_PROBLEMS
+        half = len(self._problems) if few else (len(self._problems) + 1) // 2
         blocks = [
             (self._problems[:half], ("shadow", "on")),
             (self._problems[half:], ("on", "shadow")),
@@ -168,7 +174,7 @@ class _Comparison:
         results: dict[str, list[ProgramResult]] = {"shadow": [], "on": []}
         seconds = {"shadow": 0.0, "on": 0.0}
         for problems, modes in blocks:
-            for mode in modes:
+            for mode in modes if problems else ():
                 label = "fixed" if mode == "shadow" else "certaindex"
                 self._console.print(f"{label}: {len(problems)} problems")
                 done, took = self._run(problems, mode, visible=True)

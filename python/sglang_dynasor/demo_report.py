@@ -15,9 +15,9 @@ def print_report(summary: dict[str, Any], curve: Any, output_dir: Path) -> None:
     console.print(_table(summary))
     equal, saved = summary["fixed_equal"], summary["tokens_saved_vs_equal"]
     console.print(
-        f"{summary['n']} problems: Certaindex saved {summary['tokens_saved']:.1%} of the tokens and "
-        f"{summary['time_saved']:.1%} of the time of the fixed vote, {saved:.1%} of the cheapest "
-        f"fixed vote of equal accuracy (k={equal['k']}). On the same samples it was wrong where "
+        f"{summary['n']} problems: Certaindex saved {summary['tokens_saved']:.1%} of the tokens "
+        f"and {summary['time_saved']:.1%} of the time of the fixed vote, {saved:.1%} of the "
+        f"cheapest fixed vote of equal accuracy (k={equal['k']}). On the same samples it was wrong where "
         f"the full vote was right {summary['harm']} times, the reverse {summary['gain']} times."
     )
     _print_chart(summary, curve)

@@ -13,7 +13,8 @@ _MAX_NUMBER_LENGTH = 64
 _NUMBER = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,2})?"
 _RATIONAL = re.compile(
     rf"(?P<sign>[-+]?) ?(?:(?P<top>{_NUMBER})(?: ?/ ?(?P<bottom>{_NUMBER}))?"
-    rf"|\\[dtc]?frac ?\{{ ?(?P<tex_top>[-+]?{_NUMBER}) ?\}} ?\{{ ?(?P<tex_bottom>[-+]?{_NUMBER}) ?\}})"
+    rf"|\\[dtc]?frac ?\{{ ?(?P<tex_top>[-+]?{_NUMBER}) ?\}}"
+    rf" ?\{{ ?(?P<tex_bottom>[-+]?{_NUMBER}) ?\}})"
     r" ?(?P<percent>%?)"
 )
 _TEX_WRAPPER = re.compile(
@@ -47,7 +48,7 @@ def canonical_key(answer: str) -> str:
 def _short_key(text: str) -> str:
     text = _without_ends(" ".join(text.replace("\u2212", "-").split()))
     number = _rational_key(text)
-    if number or "\\" not in text:
+    if number or not ("\\" in text or "{" in text):
         return number or _text_key(text)
     text = _without_ends(_without_tex_dress(text))
     return _rational_key(text) or _text_key(text)

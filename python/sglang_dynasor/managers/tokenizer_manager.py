@@ -144,7 +144,7 @@ class DynasorTokenizerManager(TokenizerManager):
         return _program_output(client, run, report)
 
     async def end_program(self, key: ProgramKey) -> dict[str, int]:
-        """End a program in the scheduler. Returns the tokens its live requests generated, by rid."""
+        """End a program in the scheduler; returns the tokens of its live requests by rid."""
         self.auto_create_handle_loop()
         message_id = uuid.uuid4().hex
         pending = _PendingEnd(

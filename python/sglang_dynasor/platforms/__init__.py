@@ -1,8 +1,9 @@
 """The portable CPU platform: SGLang on a machine that has no accelerator at all.
 
-`activate` is the value of the entry point ``portable_cpu`` in the group ``sglang.srt.platforms`` (upstream:
-``sglang/srt/platforms/__init__.py``). It answers "may this platform serve this machine?" and nothing else;
-the platform class and everything heavy behind it is imported by upstream only after a yes.
+`activate` is the value of the entry point ``portable_cpu`` in the group ``sglang.srt.platforms``
+(upstream: ``sglang/srt/platforms/__init__.py``). It answers "may this platform serve this machine?"
+and nothing else; the platform class and everything heavy behind it is imported by upstream only
+after a yes.
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ ENTRY_POINT_GROUP = "sglang.srt.platforms"
 ENTRY_POINT_NAME = "portable_cpu"
 PLATFORM_CLASS = "sglang_dynasor.platforms.portable_cpu.PortableCpuPlatform"
 
-# Set while we ask the other platforms: one of them may ask us back, and both would recurse for ever.
+# Set while we ask the other platforms: one of them may ask us back without end.
 _asking_others = False
 
 
 def activate() -> str | None:
-    """Return the dotted path of `PortableCpuPlatform`, or None when the machine belongs to someone else.
+    """Return the dotted path of `PortableCpuPlatform`, or None when the machine is someone else's.
 
-    None for every accelerator upstream knows, for upstream's own CPU engine (``SGLANG_USE_CPU_ENGINE=1``)
-    and when another out-of-tree platform would answer yes, because upstream refuses to start with two.
-    ``SGLANG_PLATFORM=portable_cpu`` settles the last case: upstream then loads no other platform.
+    None for every accelerator upstream knows, for upstream's own CPU engine
+    (``SGLANG_USE_CPU_ENGINE=1``) and when another out-of-tree platform would answer yes, because
+    upstream refuses to start with two. ``SGLANG_PLATFORM=portable_cpu`` settles the last case:
+    upstream then loads no other platform.
 
     Nothing is written and no CUDA context is made.
     """
@@ -48,11 +50,11 @@ def activate() -> str | None:
 def find_accelerator() -> str | None:
     """Name of the first accelerator torch can use, or None.
 
-    Asks torch and not the driver files on purpose: upstream decides with these very predicates, and an
-    answer of our own would leave machines (a driver too old for this torch, ``CUDA_VISIBLE_DEVICES=""``)
-    for which neither side feels responsible. ``torch.cuda.is_available`` counts devices; it makes no
-    context and takes no device memory, and upstream calls it while importing anyway. On ROCm it is true
-    as well.
+    Asks torch and not the driver files on purpose: upstream decides with these very predicates, and
+    an answer of our own would leave machines (a driver too old for this torch,
+    ``CUDA_VISIBLE_DEVICES=""``) for which neither side feels responsible.
+    ``torch.cuda.is_available`` counts devices; it makes no context and takes no device memory, and
+    upstream calls it while importing anyway. On ROCm it is true as well.
     """
     if torch.cuda.is_available():
         return "rocm" if torch.version.hip is not None else "cuda"

@@ -1,9 +1,9 @@
-"""Attention of many requests of different lengths as a few padded, cache-sized blocks (plain torch).
+"""Attention of many requests of different lengths as a few padded, cache-sized blocks.
 
-A plan is made once per forward pass and serves every layer: it says which requests form a block, where in
-the KV pool their tokens lie, and which keys each query may see. Padding is bounded by sorting requests by
-length; a block is bounded so that its gathered keys and values are still in the processor's cache when
-the attention kernel reads them.
+A plan is made once per forward pass and serves every layer: it says which requests form a block,
+where in the KV pool their tokens lie, and which keys each query may see. Padding is bounded by
+sorting requests by length; a block is bounded so that its gathered keys and values are still in the
+processor's cache when the attention kernel reads them.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ PAIR_COST = 0.2
 class Block:
     """Some requests, padded to their longest.
 
-    ``tokens`` selects the ``count * queries`` query tokens (a slice where they are contiguous); a padded
-    query repeats its request's last one, so writing its output twice changes nothing. ``slots`` holds the
-    ``count * keys`` KV pool slots. ``mask`` is additive, [count, 1, queries, keys], or None.
+    ``tokens`` selects the ``count * queries`` query tokens (a slice where they are contiguous); a
+    padded query repeats its request's last one, so writing its output twice changes nothing.
+    ``slots`` holds the ``count * keys`` KV pool slots. ``mask`` is additive, [count, 1, queries,
+    keys], or None.
     """
 
     count: int
@@ -46,7 +47,8 @@ class Block:
 class Scratch:
     """Two buffers for gathered keys and values, kept between calls.
 
-    Fresh buffers of this size come as unmapped pages, and faulting those in costs several times the copy.
+    Fresh buffers of this size come as unmapped pages, and faulting those in costs several times the
+    copy.
     """
 
     def __init__(self) -> None:
@@ -68,7 +70,8 @@ class Scratch:
 def cut_blocks(
     queries: Sequence[int], keys: Sequence[int], block_tokens: int
 ) -> list[tuple[int, int]]:
-    """Cut requests, sorted by falling length, into half-open ranges of at most ``block_tokens`` keys.
+    """Cut requests, sorted by falling length, into half-open ranges of at most ``block_tokens``
+    keys.
 
     A range ends early where padding the next request would waste more than one more block costs.
     A single request longer than ``block_tokens`` gets a block of its own.
@@ -186,7 +189,8 @@ def _make_block(
         member_rows = rows[torch.tensor(members)]
     slots = slot_table[:, :longest].index_select(0, member_rows)
     positions = torch.arange(longest, dtype=torch.int32)
-    # Beyond its length a row of the table holds the slots of earlier requests; slot 0 is always there.
+    # Beyond its length a row of the table holds the slots of earlier requests; slot 0 is always
+    # there.
     slots.masked_fill_(positions >= member_keys.unsqueeze(1), 0)
     # A lone whole prompt is the square causal case the kernel knows without a mask.
     causal = count == 1 and most == longest and most > 1

@@ -1,4 +1,6 @@
-"""The attention backend ``batched_cpu``: upstream's ``torch_native`` without its loop over requests."""
+"""The attention backend ``batched_cpu``: upstream's ``torch_native`` without its loop over
+requests.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +22,16 @@ class BatchedAttnBackend(TorchNativeAttnBackend):
     """Decode and extend for a whole batch with a few padded attention calls per layer.
 
     Results equal ``torch_native`` up to float rounding. Layers whose attention is not plain causal
-    self-attention over the token pool (sliding window, cross and encoder attention, a KV pool of another
-    dtype or head size) go through ``torch_native`` itself.
+    self-attention over the token pool (sliding window, cross and encoder attention, a KV pool of
+    another dtype or head size) go through ``torch_native`` itself.
 
     Upstream: ``layers/attention/torch_native_backend.py``.
 
     Raises:
         ValueError: at start, for a model with soft-capped attention scores; ``torch_native`` would
             ignore the cap and answer wrongly.
-        NotImplementedError: for speculative decoding and diffusion models, whose masks are not causal.
+        NotImplementedError: for speculative decoding and diffusion models, whose masks are not
+            causal.
     """
 
     def __init__(self, model_runner: ModelRunner) -> None:
@@ -36,14 +39,14 @@ class BatchedAttnBackend(TorchNativeAttnBackend):
         for layer in model_runner.model.modules():
             if isinstance(layer, RadixAttention) and layer.logit_cap:
                 raise ValueError(
-                    f"attention backend batched_cpu cannot serve this model: layer {layer.layer_id} "
-                    f"caps its attention scores at {layer.logit_cap}"
+                    "attention backend batched_cpu cannot serve this model: "
+                    f"layer {layer.layer_id} caps its attention scores at {layer.logit_cap}"
                 )
         self._scratch = Scratch()
         self._plans: dict[tuple[int, torch.dtype], AttentionPlan] = {}
 
     def init_forward_metadata(self, forward_batch: ForwardBatch) -> None:
-        """Forget the last pass. The plan itself waits for the first layer, which knows the cache width."""
+        """Forget the last pass; the new plan waits for the first layer, which knows the width."""
         super().init_forward_metadata(forward_batch)
         mode = forward_batch.forward_mode
         if mode.is_target_verify() or mode.is_draft_extend_v2() or mode.is_dllm_extend():

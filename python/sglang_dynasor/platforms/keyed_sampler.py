@@ -1,14 +1,16 @@
 """The opt-in sampler ``keyed``: a request's draws depend on its seed and the token position alone.
 
-Upstream's default draws from one process-wide generator, so any change of the batch changes the tokens of
-every request in it; its seeded path needs ``--enable-deterministic-inference``, which no CPU backend can
-start with. Here the noise of a row is a hash of (sampling_seed, position, token id): no state, no loop over
-requests, no wait for the device. What remains of the batch is the rounding of the logits.
+Upstream's default draws from one process-wide generator, so any change of the batch changes the
+tokens of every request in it; its seeded path needs ``--enable-deterministic-inference``, which no
+CPU backend can start with. Here the noise of a row is a hash of (sampling_seed, position, token
+id): no state, no loop over requests, no wait for the device. What remains of the batch is the
+rounding of the logits.
 
-Seeds: a request that gives ``sampling_seed`` (OpenAI: ``seed``) gets exactly that stream. One that gives
-none gets a seed made from the server's ``random_seed`` and its request id: branches sent under ids of the
-caller's choice repeat from run to run and still differ from each other, and anonymous requests differ as
-they do upstream. OpenAI ``n > 1`` hands one seed to all n choices, so a fixed ``seed`` makes them identical.
+Seeds: a request that gives ``sampling_seed`` (OpenAI: ``seed``) gets exactly that stream. One that
+gives none gets a seed made from the server's ``random_seed`` and its request id: branches sent
+under ids of the caller's choice repeat from run to run and still differ from each other, and
+anonymous requests differ as they do upstream. OpenAI ``n > 1`` hands one seed to all n choices, so
+a fixed ``seed`` makes them identical.
 
 Upstream: ``layers/sampler.py``, ``sampling/sampling_batch_info.py``.
 """
@@ -36,7 +38,7 @@ SEED_HOOK = "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo.adjusted_
 
 
 class KeyedSampler(Sampler):
-    """Upstream's sampler with another source of randomness; greedy rows, filters and logprobs are its own."""
+    """Upstream's sampler, its greedy path, filters and logprobs, with another randomness."""
 
     def _sample_from_probs(
         self,
@@ -51,7 +53,8 @@ class KeyedSampler(Sampler):
             int32 token ids [batch], and the filtered weights of the rows that asked for them.
 
         Raises:
-            RuntimeError: when the batch carries no seeds (the hook of `install_seed_hook` is missing).
+            RuntimeError: when the batch carries no seeds (the hook of `install_seed_hook` is
+                missing).
         """
         seeds = sampling_info.sampling_seed
         if seeds is None:
@@ -93,12 +96,13 @@ def draw(
 ) -> torch.Tensor:
     """Column drawn from each row of ``weights``, with probability proportional to it.
 
-    The first arrival of a race of exponential clocks. The noise belongs to the token, not to the column:
-    a near tie that sorts the other way round does not change the draw.
+    The first arrival of a race of exponential clocks. The noise belongs to the token, not to the
+    column: a near tie that sorts the other way round does not change the draw.
 
     Args:
         weights: [batch, columns], not negative, need not sum to 1.
-        token_ids: [batch, columns], token of each column, or None when column and token are the same.
+        token_ids: [batch, columns], token of each column, or None when column and token are the
+            same.
         seeds, positions: [batch] integers.
 
     Returns:

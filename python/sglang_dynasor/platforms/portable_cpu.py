@@ -1,13 +1,14 @@
-"""`PortableCpuPlatform`: float32 models of SGLang on any CPU, without upstream's compiled CPU kernels.
+"""`PortableCpuPlatform`: float32 models on any CPU, without upstream's compiled CPU kernels.
 
-Upstream's own CPU engine needs the ``sgl_kernel`` CPU build (AMX machines). This platform answers the same
-questions through upstream's out-of-tree seam (``sglang/srt/platforms/interface.py``) and leaves every
-operator on its plain torch path.
+Upstream's own CPU engine needs the ``sgl_kernel`` CPU build (AMX machines). This platform answers
+the same questions through upstream's out-of-tree seam (``sglang/srt/platforms/interface.py``) and
+leaves every operator on its plain torch path.
 """
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 from sglang.srt.platforms.cpu import CpuDeviceMixin
@@ -23,13 +24,15 @@ MEMORY_FRACTION = 0.5
 
 
 def default_server_args() -> dict[str, Any]:
-    """The server arguments that suit a CPU, by upstream field name. Pure: reads nothing, changes nothing.
+    """The server arguments that suit a CPU, by upstream field name.
 
     - ``dtype``: bfloat16 matrix products run at a fiftieth of the float32 speed without AMX.
-    - ``max_total_tokens``: an upper bound in tokens; upstream lowers it to what ``mem_fraction_static``
-      of the free memory holds.
-    - ``chunked_prefill_size``: tokens per prefill step; a decode step waits for at most one such chunk.
-    - ``max_running_requests``: past this the batch gains no throughput on a CPU, each request only waits.
+    - ``max_total_tokens``: an upper bound in tokens; upstream lowers it to what
+      ``mem_fraction_static`` of the free memory holds.
+    - ``chunked_prefill_size``: tokens per prefill step; a decode step waits for at most one such
+      chunk.
+    - ``max_running_requests``: past this the batch gains no throughput on a CPU, each request only
+      waits.
     """
     return {
         "device": "cpu",
@@ -45,11 +48,22 @@ def default_server_args() -> dict[str, Any]:
     }
 
 
-def compute_threads(cores: int, ranks: int) -> int:
-    """OpenMP threads for one scheduler process on ``cores`` usable cores shared by ``ranks`` of them.
+def usable_cores(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Cores this process may use, at least 1: its affinity, capped by its container's quota."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    cores = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+    try:
+        quota, period = quota_file.read_text().split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # no control group of version 2, or "max": no quota
+        return cores
 
-    Two cores stay free for the tokenizer and detokenizer processes: an OpenMP team that has to share a
-    core with them spins at every barrier, and decode falls to a few tokens per second.
+
+def compute_threads(cores: int, ranks: int) -> int:
+    """OpenMP threads of each scheduler process, ``ranks`` of them sharing ``cores`` usable cores.
+
+    Two cores stay free for the tokenizer and detokenizer processes: an OpenMP team that has to
+    share a core with them spins at every barrier, and decode falls to a few tokens per second.
     """
     return max(1, (cores - 2) // max(1, ranks))
 
@@ -69,8 +83,8 @@ class PortableCpuPlatform(CpuDeviceMixin, SRTPlatform):
     _enum = PlatformEnum.OOT
 
     def __init__(self) -> None:
-        # The command line is parsed in a process that builds no model: the names must be known here,
-        # whether or not the general plugin is switched on.
+        # The command line is parsed in a process that builds no model: the names must be known
+        # here, whether or not the general plugin is switched on.
         registration.add_choices()
 
     def get_device(self, device_id: int | None = 0) -> str:
@@ -93,8 +107,9 @@ class PortableCpuPlatform(CpuDeviceMixin, SRTPlatform):
     def apply_server_args_defaults(self, server_args: Any) -> None:
         """Fill in what the user left open (upstream: ``arg_groups/platform_hook.py``).
 
-        Runs once, in the launching process, before the engine's children exist. That is also the moment to
-        set ``OMP_NUM_THREADS`` (kept when the user set it): the children read it while loading torch.
+        Runs once, in the launching process, before the engine's children exist. That is also the
+        moment to set ``OMP_NUM_THREADS`` (kept when the user set it): the children read it while
+        loading torch.
         """
         if server_args.device != "cpu":
             raise ValueError(
@@ -106,12 +121,13 @@ class PortableCpuPlatform(CpuDeviceMixin, SRTPlatform):
             if asked[name] in (None, "auto"):
                 setattr(server_args, name, value)
         if asked["sampling_backend"] is not None:
-            # Upstream sets "pytorch" for every CPU before it comes here, over the user's own choice.
+            # Upstream sets "pytorch" for every CPU before it comes here, over the user's own
+            # choice.
             server_args.sampling_backend = asked["sampling_backend"]
         server_args.disable_custom_all_reduce = True
         server_args.cuda_graph_config = _without_graphs(server_args.cuda_graph_config)
         ranks = server_args.tp_size * server_args.pp_size * server_args.dp_size
-        threads = compute_threads(len(os.sched_getaffinity(0)), ranks)
+        threads = compute_threads(usable_cores(), ranks)
         os.environ.setdefault("OMP_NUM_THREADS", str(threads))
 
     def init_backend(self) -> None:

@@ -28,7 +28,7 @@ def add_choices() -> None:
 
 
 def register_attention() -> None:
-    """Register ``batched_cpu`` (upstream: ``layers/attention/attention_registry.py``). Idempotent."""
+    """Register ``batched_cpu`` (upstream: ``attention/attention_registry.py``). Idempotent."""
     from sglang.srt.layers.attention.attention_registry import register_attention_backend
 
     add_choices()

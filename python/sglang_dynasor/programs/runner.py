@@ -94,9 +94,12 @@ class _Branches:
 
     async def end(self) -> None:
         """End the branches that still run, and those that finished too late to be counted."""
-        if not self._running:
-            return
-        tokens = await self._client.end_program()
+        tokens: dict[int, int] = {}
+        pending: set[asyncio.Task[FinishedBranch]] = set(self._running)
+        while pending:
+            # Repeated, for a branch may reach the engine only after the first call.
+            tokens |= await self._client.end_program()
+            _, pending = await asyncio.wait(pending, timeout=POLL_INTERVAL_S)
         parts = await asyncio.gather(*self._running, return_exceptions=True)
         for index, part in zip(self._running.values(), parts, strict=True):
             if isinstance(part, FinishedBranch):

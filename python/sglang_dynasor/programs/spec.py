@@ -8,6 +8,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sglang_dynasor.allocation import (
+    RULES,
     AdaptiveGrants,
     FixedGrants,
     GrantPolicy,
@@ -39,19 +40,45 @@ class ProgramSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    program_id: str | None = Field(None, pattern=r"^[A-Za-z0-9._-]{1,64}$")
-    algorithm: Literal["none", "self_consistency"] = "none"
-    mode: Literal["on", "shadow", "off"] = "on"
-    max_branches: int | None = Field(None, ge=1, le=512)
-    min_branches: int | None = Field(None, ge=1, le=512)
-    grants: str | None = Field(None, max_length=512)
-    rule: str | None = Field(None, max_length=64)
-    threshold: float | None = Field(None, ge=0, le=1)
-    answer_format: Literal["boxed", "number", "choice", "regex", "json", "code", "text"] = "boxed"
-    answer_pattern: str | None = None
-    max_total_tokens: int | None = Field(None, ge=1, le=2**31)
-    deadline_ms: int | None = Field(None, ge=1, le=86_400_000)
-    detail: Literal["answer", "votes", "branches"] = "votes"
+    program_id: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        description="letters, digits, `._-`, at most 64; minted when absent",
+    )
+    algorithm: Literal["none", "self_consistency"] = Field(
+        "none", description="`self_consistency`: the engine runs the program; `none`: your requests"
+    )
+    mode: Literal["on", "shadow", "off"] = Field(
+        "on", description="`shadow`: run every branch, only note the decision; `off`: plain request"
+    )
+    max_branches: int | None = Field(
+        None, ge=1, le=512, description="branches it may use, 1 to 512"
+    )
+    min_branches: int | None = Field(
+        None, ge=1, le=512, description="finished branches below which nothing stops"
+    )
+    grants: str | None = Field(
+        None, max_length=512, description='branches per round, `"4,3,3,6"`; the last repeats'
+    )
+    rule: str | None = Field(None, max_length=64, description=f"{', '.join(RULES)}")
+    threshold: float | None = Field(
+        None, ge=0, le=1, description="certaindex (threshold) or posterior (beta, dynasor), 0 to 1"
+    )
+    answer_format: Literal["boxed", "number", "choice", "regex", "json", "code", "text"] = Field(
+        "boxed", description="how an answer is read from a branch"
+    )
+    answer_pattern: str | None = Field(
+        None, description="regular expression (`regex`) or dotted field (`json`)"
+    )
+    max_total_tokens: int | None = Field(
+        None, ge=1, le=2**31, description="generated tokens the program may use"
+    )
+    deadline_ms: int | None = Field(
+        None, ge=1, le=86_400_000, description="answer with what has finished by then, ms"
+    )
+    detail: Literal["answer", "votes", "branches"] = Field(
+        "votes", description="how much the report lists"
+    )
 
     @model_validator(mode="after")
     def _check_combination(self) -> ProgramSpec:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from sglang_dynasor import platforms
 from sglang_dynasor.platforms import PLATFORM_CLASS, activate, find_accelerator
 

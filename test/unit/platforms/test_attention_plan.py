@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from sglang_dynasor.platforms import attention_plan
 from sglang_dynasor.platforms.attention_plan import AttentionPlan, Scratch, cut_blocks
 
@@ -24,7 +25,7 @@ def reference(
     queries: list[int],
     keys: list[int],
 ) -> torch.Tensor:
-    """Softmax attention in float64; query j of a request sees its first keys - queries + j + 1 tokens."""
+    """Attention in float64; query j of a request sees its first keys - queries + j + 1 tokens."""
     group = query.shape[1] // key_cache.shape[1]
     outputs, start = [], 0
     for row, count, length in zip(rows, queries, keys, strict=True):
@@ -86,9 +87,7 @@ def test_extend_equals_the_reference(queries: list[int], keys: list[int]) -> Non
 
 @settings(max_examples=60, deadline=None)
 @given(
-    requests=st.lists(
-        st.tuples(st.integers(1, 12), st.integers(0, 60)), min_size=1, max_size=9
-    ),
+    requests=st.lists(st.tuples(st.integers(1, 12), st.integers(0, 60)), min_size=1, max_size=9),
     groups=st.sampled_from([1, 2, 3]),
     key_heads=st.sampled_from([1, 2]),
     seed=st.integers(0, 2**16),
@@ -107,7 +106,7 @@ def test_small_blocks_give_the_same_result(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_stale_slots_of_earlier_requests_are_never_read() -> None:
-    """A row of the slot table keeps old entries behind its length; poisoned, they must not matter."""
+    """Behind its length a row of the slot table keeps old entries; here they are poisoned."""
     table = torch.full((2, 64), 5, dtype=torch.int32)
     table[0, :3] = torch.tensor([1, 2, 3])
     table[1, :20] = torch.arange(6, 26)
@@ -121,7 +120,11 @@ def test_stale_slots_of_earlier_requests_are_never_read() -> None:
 def test_scratch_serves_layers_of_different_width_and_dtype() -> None:
     scratch = Scratch()
     slots = torch.tensor([2, 0, 2])
-    for shape, dtype in [((4, 2, 8), torch.float32), ((4, 1, 4), torch.float64), ((9, 3, 8), torch.float32)]:
+    for shape, dtype in [
+        ((4, 2, 8), torch.float32),
+        ((4, 1, 4), torch.float64),
+        ((9, 3, 8), torch.float32),
+    ]:
         cache = torch.arange(math.prod(shape), dtype=dtype).view(shape)
         assert torch.equal(scratch.gather(0, cache, slots), cache[slots])
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy import stats
 from sglang.srt.sampling.sampling_params import TOP_K_ALL
+
 from sglang_dynasor.platforms.keyed_sampler import KeyedSampler, request_seed
 
 VOCABULARY = 12

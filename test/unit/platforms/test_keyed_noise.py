@@ -7,14 +7,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+
 from sglang_dynasor.platforms.keyed_noise import exponential_noise, random_words, row_keys
 
 VOCABULARY = 96
-# Each test below looks at a handful of fixed keys, so a fair source fails none of them at this level.
+# Each test below looks at a handful of fixed keys, so a fair source fails none of them at this
+# level.
 LEVEL = 1e-4
 
 
-def keys(seeds: list[int] | range, positions: list[int] | range) -> tuple[torch.Tensor, torch.Tensor]:
+def keys(
+    seeds: list[int] | range, positions: list[int] | range
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Every seed at every position."""
     grid = torch.cartesian_prod(torch.tensor(list(seeds)), torch.tensor(list(positions)))
     return grid[:, 0], grid[:, 1]
@@ -52,7 +56,9 @@ def test_unequal_weights_need_no_normalisation() -> None:
     assert stats.binomtest(int(counts[1]), len(sample), 0.75).pvalue > LEVEL
 
 
-@pytest.mark.parametrize(("seed_step", "position_step"), [(1, 0), (0, 1), (1, -1), (-1, -1), (2, 1)])
+@pytest.mark.parametrize(
+    ("seed_step", "position_step"), [(1, 0), (0, 1), (1, -1), (-1, -1), (2, 1)]
+)
 def test_neighbouring_keys_are_independent(seed_step: int, position_step: int) -> None:
     seeds, positions = keys(range(1_000, 1_060), range(500, 560))
     here = draws(torch.ones(8), seeds, positions)
@@ -75,7 +81,10 @@ def test_uniforms_are_uniform_over_tokens_positions_and_seeds() -> None:
     values = uniforms(*keys(range(50), range(50)))
     assert stats.kstest(values.flatten().numpy(), "uniform").pvalue > LEVEL
     assert stats.kstest(values[:, 0].numpy(), "uniform").pvalue > LEVEL
-    assert stats.kstest(values.mean(dim=0).sub(0.5).mul((12 * 2500) ** 0.5).numpy(), "norm").pvalue > LEVEL
+    assert (
+        stats.kstest(values.mean(dim=0).sub(0.5).mul((12 * 2500) ** 0.5).numpy(), "norm").pvalue
+        > LEVEL
+    )
 
 
 def test_every_bit_of_the_words_is_balanced() -> None:

@@ -1,0 +1,77 @@
+"""A branch client without an engine: each branch makes one token a (virtual) second."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from sglang_dynasor.programs import FinishedBranch
+
+# How many of a running branch's tokens its client has not seen yet.
+UNSEEN_TOKENS = 2
+
+
+@dataclass(frozen=True)
+class FakeSample:
+    """What one branch will do, left alone."""
+
+    answer: str
+    n_tokens: int
+    error: Exception | None = None
+    aborted: bool = False
+
+
+class FakeBranches:
+    """Implements BranchClient over recorded samples."""
+
+    def __init__(self, samples: list[FakeSample], unwanted_after_s: float | None = None) -> None:
+        self.started: list[int] = []
+        self.token_limits: list[int | None] = []
+        self.running: set[int] = set()
+        self.times_ended = 0
+        self._samples = samples
+        self._unwanted_after_s = unwanted_after_s
+        self._ended = asyncio.Event()
+        self._started_at: dict[int, float] = {}
+
+    async def run_branch(self, index: int, max_tokens: int | None) -> FinishedBranch:
+        sample = self._samples[index]
+        self.started.append(index)
+        self.token_limits.append(max_tokens)
+        self.running.add(index)
+        self._started_at[index] = _now()
+        length = sample.n_tokens if max_tokens is None else min(sample.n_tokens, max_tokens)
+        try:
+            async with asyncio.timeout(length):
+                await self._ended.wait()
+        except TimeoutError:
+            if sample.error is not None:
+                raise sample.error from None
+            cut = length < sample.n_tokens
+            return FinishedBranch(
+                index=index,
+                text=f"so \\boxed{{{sample.answer}}}" if sample.answer and not cut else "so",
+                n_tokens=length,
+                stop_reason="aborted" if sample.aborted else "length" if cut else "completed",
+            )
+        finally:
+            self.running.discard(index)
+        seen = max(0, self._tokens_now(index) - UNSEEN_TOKENS)
+        return FinishedBranch(index, "s" * seen, seen, "aborted")
+
+    async def end_program(self) -> dict[int, int]:
+        self.times_ended += 1
+        tokens = {index: self._tokens_now(index) for index in self.running}
+        self._ended.set()
+        return tokens
+
+    async def check_wanted(self) -> None:
+        if self._unwanted_after_s is not None and _now() >= self._unwanted_after_s:
+            raise ValueError("client gone")
+
+    def _tokens_now(self, index: int) -> int:
+        return int(_now() - self._started_at[index])
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sglang_dynasor.allocation import (
+    AdaptiveGrants,
+    BetaRule,
+    DecidedRule,
+    DynasorRule,
+    FixedGrants,
+    Sample,
+    StopRule,
+    ThresholdRule,
+    parse_grants,
+    replay,
+)
+from sglang_dynasor.certaindex import CertaindexTracker
+
+reproducible = settings(derandomize=True, deadline=None, max_examples=300)
+STOPPING = [
+    BetaRule(min_branches=1),
+    BetaRule(0.8),
+    DecidedRule(min_branches=1),
+    DecidedRule(),
+    DynasorRule(),
+    DynasorRule(0.99, min_branches=5),
+    ThresholdRule(),
+    ThresholdRule(0.5, at=2, min_branches=1),
+]
+SAMPLES = st.lists(
+    st.builds(Sample, st.sampled_from(["a", "b", "c", ""]), st.integers(1, 20)),
+    min_size=1,
+    max_size=24,
+)
+
+
+def evidence_of(*answers: str, max_branches: int = 16):
+    tracker = CertaindexTracker(max_branches)
+    for branch, answer in enumerate(answers):
+        tracker.add(branch, answer)
+    return tracker.evidence()
+
+
+@pytest.mark.parametrize("rule", STOPPING, ids=repr)
+@reproducible
+@given(samples=SAMPLES)
+def test_adaptive_grants_use_exactly_the_branches_of_one_at_a_time(
+    rule: StopRule, samples: list[Sample]
+) -> None:
+    one_at_a_time = replay(samples, rule, FixedGrants((1,)), "sequential")
+    for order in ("sequential", "concurrent"):
+        adaptive = replay(samples, rule, AdaptiveGrants(rule), order)
+        assert adaptive.answer == one_at_a_time.answer
+        assert adaptive.decision == one_at_a_time.decision
+        assert adaptive.tokens == one_at_a_time.tokens
+        # The stop comes with the last branch of a grant, never inside it: nothing is cancelled.
+        assert adaptive.branches_started == one_at_a_time.branches_started
+        assert adaptive.branches_finished == one_at_a_time.branches_finished
+        assert adaptive.rounds <= one_at_a_time.rounds
+
+
+@pytest.mark.parametrize(
+    ("rule", "answers", "grant"),
+    [
+        (BetaRule(), "", 4),
+        (BetaRule(), "aaab", 3),
+        (BetaRule(), "aaaaaaab", 1),
+        (DynasorRule(), "", 3),
+        (DynasorRule(), "aab", 3),
+        (DecidedRule(), "", 8),
+        (DecidedRule(), "aaaabbbb", 4),
+        (ThresholdRule(), "", 5),
+        (ThresholdRule(), "aaaab", 1),
+        (ThresholdRule(1.0), "aaaab", 11),
+        (BetaRule(min_branches=16), "aaaa", 12),
+        (BetaRule(), "a" * 16, 0),
+    ],
+)
+def test_an_adaptive_grant_is_the_shortest_way_to_a_stop(
+    rule: StopRule, answers: str, grant: int
+) -> None:
+    assert AdaptiveGrants(rule).next_grant(evidence_of(*answers), rounds=0) == grant
+
+
+@pytest.mark.parametrize(
+    ("rounds", "finished", "grant"), [(0, 0, 4), (1, 4, 3), (2, 7, 6), (3, 13, 3), (9, 16, 0)]
+)
+def test_fixed_grants_follow_their_list_and_the_last_repeats(
+    rounds: int, finished: int, grant: int
+) -> None:
+    assert FixedGrants((4, 3, 6)).next_grant(evidence_of(*"a" * finished), rounds) == grant
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes"),
+    [
+        ("4,3,3,6", (4, 3, 3, 6)),
+        (" 4, 3 ", (4, 3)),
+        ("512", (512,)),
+        (",".join("1" * 64), (1,) * 64),
+    ],
+)
+def test_grants_are_parsed(text: str, sizes: tuple[int, ...]) -> None:
+    assert parse_grants(text) == sizes
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ",",
+        "4,",
+        "0",
+        "513",
+        "-1",
+        "4.5",
+        "a",
+        "4;3",
+        "1_0",
+        "\u0664",
+        "9" * 5000,
+        "1," * 64 + "1",
+    ],
+    ids=lambda text: text[:8],
+)
+def test_unusable_grants_are_refused_by_name(text: str) -> None:
+    with pytest.raises(ValueError, match="grants"):
+        parse_grants(text)
+
+
+@pytest.mark.parametrize("sizes", [(), (4, 0)])
+def test_fixed_grants_need_positive_sizes(sizes: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="grants"):
+        FixedGrants(sizes)

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import betainc
+
+from sglang_dynasor.allocation import (
+    RULES,
+    BetaRule,
+    DecidedRule,
+    Decision,
+    DynasorRule,
+    StopRule,
+    ThresholdRule,
+    make_rule,
+)
+from sglang_dynasor.allocation.rules import majority_posterior
+from sglang_dynasor.certaindex import CertaindexTracker, Evidence, path_agreement
+
+reproducible = settings(derandomize=True, deadline=None, max_examples=300)
+
+
+def evidence_of(*counts: int, remaining: int = 100, empty: int = 0, ties: bool = True) -> Evidence:
+    certaindex = path_agreement((*counts, *[1] * empty))
+    return Evidence(counts, sum(counts) + empty, remaining, certaindex, ties, empty)
+
+
+def winner(answers: dict[int, str]) -> str | None:
+    tracker = CertaindexTracker(len(answers))
+    for branch, answer in answers.items():
+        tracker.add(branch, answer)
+    return tracker.leader.answer if tracker.leader else None
+
+
+@reproducible
+@given(st.lists(st.sampled_from(["a", "b", "c", ""]), min_size=2, max_size=9), st.data())
+def test_decided_means_that_no_completion_changes_the_vote(answers: list[str], data) -> None:
+    """Both ways: a decided answer is safe, and an undecided one can still be overtaken."""
+    order = data.draw(st.permutations(range(len(answers))))
+    remaining = data.draw(st.integers(1, min(4, len(answers) - 1)))
+    finished = {branch: answers[branch] for branch in order[remaining:]}
+    tracker = CertaindexTracker(len(answers))
+    for branch, answer in finished.items():
+        tracker.add(branch, answer)
+    outcomes = {
+        winner(finished | dict(zip(order[:remaining], rest, strict=True)))
+        for rest in itertools.product(["a", "b", "c", "new", ""], repeat=remaining)
+    }
+    leader = tracker.leader.answer if tracker.leader else None
+    decided = DecidedRule(min_branches=1).decide(tracker.evidence()) is not None
+    assert decided == (leader is not None and outcomes == {leader})
+
+
+@pytest.mark.parametrize(
+    ("leader", "rival", "posterior"),
+    [(4, 0, 0.96875), (3, 0, 0.9375), (5, 1, 0.9375), (0, 0, 0.5), (7, 7, 0.5), (2, 1, 0.6875)],
+)
+def test_the_majority_posterior_matches_known_values(
+    leader: int, rival: int, posterior: float
+) -> None:
+    assert majority_posterior(leader, rival) == posterior
+
+
+@reproducible
+@given(st.integers(0, 512), st.integers(0, 512))
+def test_the_majority_posterior_is_the_beta_tail(leader: int, rival: int) -> None:
+    expected = 1 - betainc(leader + 1, rival + 1, 0.5)
+    assert majority_posterior(leader, rival) == pytest.approx(expected, abs=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("rule", "evidence", "stop_reason"),
+    [
+        (ThresholdRule(), evidence_of(5), "certain"),
+        (ThresholdRule(), evidence_of(4, 1), None),
+        (ThresholdRule(), evidence_of(4), None),
+        (ThresholdRule(), evidence_of(6), "certain"),
+        (ThresholdRule(at=3), evidence_of(3), "certain"),
+        (ThresholdRule(0.4), evidence_of(3, 1, 1), "certain"),
+        (ThresholdRule(0.4), evidence_of(2, 2, 1), None),
+        (ThresholdRule(0.75, at=16), evidence_of(8, 8), "certain"),
+        (ThresholdRule(0.7500000001), evidence_of(8, 8), "certain"),
+        (ThresholdRule(0.75, at=16), evidence_of(7, 7, 1, 1), None),
+        (ThresholdRule(0.7), evidence_of(4, empty=1), None),
+        (BetaRule(), evidence_of(4), "certain"),
+        (BetaRule(), evidence_of(3), None),
+        (BetaRule(), evidence_of(5, 1), None),
+        (BetaRule(), evidence_of(6, 1), "certain"),
+        (BetaRule(0.96875), evidence_of(4), "certain"),
+        (BetaRule(0.9375), evidence_of(3), "certain"),
+        (DecidedRule(), evidence_of(5, 1, remaining=3), "decided"),
+        (DecidedRule(), evidence_of(5, 1, remaining=4), "decided"),
+        (DecidedRule(), evidence_of(5, 1, remaining=4, ties=False), None),
+        (DecidedRule(), evidence_of(5, 1, remaining=5), None),
+        (DecidedRule(), evidence_of(4, remaining=4), "decided"),
+        (DecidedRule(), evidence_of(4, remaining=4, ties=False), None),
+        (DynasorRule(), evidence_of(3), "certain"),
+        (DynasorRule(), evidence_of(2, 1), None),
+        (DynasorRule(), evidence_of(3, 2, remaining=1), "decided"),
+        (DynasorRule(), evidence_of(3, 2, remaining=2), None),
+    ],
+    ids=repr,
+)
+def test_a_rule_stops_exactly_where_its_condition_holds(
+    rule: StopRule, evidence: Evidence, stop_reason: str | None
+) -> None:
+    decision = rule.decide(evidence)
+    assert (decision and decision.stop_reason) == stop_reason
+    assert decision is None or decision.rule == rule.name
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_no_rule_stops_below_min_branches_or_without_an_answer_or_a_branch_left(name: str) -> None:
+    rule = make_rule(name, min_branches=7)
+    assert rule.decide(evidence_of(6, remaining=1)) is None
+    assert rule.decide(evidence_of(7, remaining=1)) is not None
+    assert rule.decide(evidence_of(7, remaining=0)) is None
+    assert rule.decide(evidence_of(empty=20, remaining=1)) is None
+
+
+def test_a_decision_carries_its_evidence_as_json() -> None:
+    decision = make_rule("beta").decide(evidence_of(6, 1))
+    assert decision == Decision("certain", "beta", 0.96484375, path_agreement((6, 1)), (6, 1), 7)
+    assert json.loads(json.dumps(decision.to_json())) == {
+        "stop_reason": "certain",
+        "rule": "beta",
+        "confidence": 0.96484375,
+        "certaindex": path_agreement((6, 1)),
+        "counts": [6, 1],
+        "finished": 7,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "threshold", "rule"),
+    [
+        ("dynasor", None, DynasorRule(0.93, 3)),
+        ("dynasor", 0.99, DynasorRule(0.99, 3)),
+        ("threshold", None, ThresholdRule(0.7, 5, 3)),
+        ("threshold", 0.0, ThresholdRule(0.0, 5, 3)),
+        ("decided", None, DecidedRule(3)),
+        ("beta", None, BetaRule(0.95, 3)),
+        ("beta", 0.9, BetaRule(0.9, 3)),
+    ],
+)
+def test_make_rule_gives_the_named_rule(name: str, threshold: float | None, rule: StopRule) -> None:
+    assert make_rule(name, threshold=threshold) == rule
+    assert rule.name == name
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("esp", {}, "rule must be one of dynasor, threshold, decided, beta"),
+        ("decided", {"threshold": 0.5}, "threshold must be absent for rule 'decided'"),
+        ("beta", {"threshold": 1.5}, "threshold must be between 0 and 1"),
+        ("threshold", {"threshold": -0.1}, "threshold must be between 0 and 1"),
+        ("dynasor", {"threshold": float("nan")}, "threshold must be between 0 and 1"),
+        ("dynasor", {"min_branches": 0}, "min_branches must be at least 1"),
+    ],
+)
+def test_make_rule_refuses_by_field_name(name: str, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_rule(name, **options)

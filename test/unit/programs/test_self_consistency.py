@@ -1,0 +1,151 @@
+"""Self-consistency as a pure program: grants, votes, stops, and what shadow mode notes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sglang_dynasor.allocation import Sample, full_vote, replay
+from sglang_dynasor.config import DynasorConfig
+from sglang_dynasor.programs import ProgramRun, ProgramSpec, run_program, self_consistency
+from support.fake_branches import FakeBranches, FakeSample
+from support.virtual_time import run_virtual
+
+samples_of_a_program = st.lists(
+    st.builds(
+        FakeSample,
+        st.sampled_from(["1", "1", "1", "2", "3", ""]),
+        st.integers(1, 30),
+    ),
+    min_size=1,
+    max_size=16,
+)
+rules = st.sampled_from(
+    [
+        {"rule": "dynasor"},
+        {"rule": "dynasor", "threshold": 0.6},
+        {"rule": "threshold"},
+        {"rule": "threshold", "threshold": 0.3},
+        {"rule": "decided"},
+        {"rule": "beta"},
+        {"rule": "beta", "threshold": 0.75},
+    ]
+)
+grant_lists = st.sampled_from(["", "1", "4,3,3,6", "16", "2,5"])
+
+
+def spec_for(samples: list[FakeSample], fields: dict[str, Any]) -> ProgramSpec:
+    asked = {"algorithm": "self_consistency", "max_branches": len(samples), **fields}
+    return ProgramSpec.parse({k: v for k, v in asked.items() if v != ""}).resolve(DynasorConfig())
+
+
+def run(samples: list[FakeSample], **fields: Any) -> tuple[ProgramRun, FakeBranches]:
+    async def scenario() -> tuple[ProgramRun, FakeBranches]:
+        client = FakeBranches(samples)
+        return await run_program(self_consistency(spec_for(samples, fields), 0.05), client), client
+
+    return run_virtual(scenario())
+
+
+def tokens_of(result: ProgramRun) -> int:
+    return sum(b.n_tokens for b in [*result.finished.values(), *result.cancelled.values()])
+
+
+@settings(max_examples=150, deadline=None)
+@given(samples_of_a_program, rules, grant_lists, st.integers(1, 16))
+def test_branch_bounds_always_hold(
+    samples: list[FakeSample], rule: dict[str, Any], grants: str, minimum: int
+) -> None:
+    minimum = min(minimum, len(samples))
+    result, client = run(samples, grants=grants, min_branches=minimum, **rule)
+    assert client.started == list(range(len(client.started)))
+    assert len(client.started) <= len(samples)
+    assert len(result.finished) >= minimum
+    assert result.finished.keys() | result.cancelled.keys() == set(client.started)
+
+
+@settings(max_examples=150, deadline=None)
+@given(samples_of_a_program, rules, grant_lists)
+def test_shadow_runs_every_branch_and_notes_what_acting_does(
+    samples: list[FakeSample], rule: dict[str, Any], grants: str
+) -> None:
+    shadow, _ = run(samples, mode="shadow", grants=grants, **rule)
+    acting, client = run(samples, grants=grants, **rule)
+    noted = shadow.outcome.shadow
+    assert noted is not None and acting.outcome.shadow is None
+    assert shadow.outcome.stop_reason == "completed"
+    assert len(shadow.finished) == len(samples)
+    plain_samples = [Sample(sample.answer, sample.n_tokens) for sample in samples]
+    assert shadow.outcome.answer == full_vote(plain_samples)
+    assert noted.stop_reason == acting.outcome.stop_reason
+    assert noted.answer == acting.outcome.answer
+    assert noted.branches == len(client.started)
+    assert noted.rounds == acting.outcome.rounds
+    assert noted.tokens == tokens_of(acting)
+
+
+@settings(max_examples=100, deadline=None)
+@given(samples_of_a_program, rules, grant_lists)
+def test_the_noted_decision_is_that_of_replay(
+    samples: list[FakeSample], rule: dict[str, Any], grants: str
+) -> None:
+    noted = run(samples, mode="shadow", grants=grants, **rule)[0].outcome.shadow
+    spec = spec_for(samples, {"grants": grants, **rule})
+    stop_rule = spec.stop_rule()
+    plain_samples = [Sample(sample.answer, sample.n_tokens) for sample in samples]
+    replayed = replay(plain_samples, stop_rule, spec.grant_policy(stop_rule))
+    assert noted is not None
+    assert noted.tokens == replayed.tokens
+    assert noted.answer == replayed.answer
+    assert noted.stop_reason == (replayed.decision.stop_reason if replayed.decision else "completed")
+
+
+@settings(max_examples=100, deadline=None)
+@given(samples_of_a_program, grant_lists)
+def test_a_decided_program_answers_as_the_full_vote(
+    samples: list[FakeSample], grants: str
+) -> None:
+    result, _ = run(samples, rule="decided", grants=grants, min_branches=1)
+    assert result.outcome.answer == full_vote([Sample(s.answer, s.n_tokens) for s in samples])
+
+
+def test_rounds_take_the_sizes_that_were_asked_for() -> None:
+    samples = [FakeSample(str(index), 5) for index in range(12)]
+    result, client = run(samples, grants="4,3,2")
+    assert result.outcome.rounds == 5  # 4 + 3 + 2 + 2 + 1
+    assert len(client.started) == 12
+
+
+def test_a_branch_cut_off_by_length_has_no_answer_and_lowers_certaindex() -> None:
+    samples = [FakeSample("7", 10), FakeSample("7", 10), FakeSample("7", 99)]
+    whole, _ = run(samples)
+    cut, _ = run(samples, max_total_tokens=90)
+    assert whole.outcome.certaindex == 1.0
+    assert cut.outcome.answers == {0: "7", 1: "7", 2: ""}
+    assert cut.outcome.certaindex < 1.0
+
+
+def test_without_any_answer_there_is_no_winner() -> None:
+    result, _ = run([FakeSample("", 5)] * 4)
+    assert result.outcome.answer == ""
+    assert result.outcome.branch is None
+    assert result.outcome.votes == ()
+
+
+@pytest.mark.parametrize("lengths", [(5, 9, 7), (9, 7, 5), (7, 5, 9)])
+def test_a_tie_goes_to_the_lowest_branch_not_to_the_first_to_finish(
+    lengths: tuple[int, ...],
+) -> None:
+    samples = [FakeSample(str(i), n) for i, n in enumerate(lengths)]
+    result, _ = run(samples)
+    assert result.outcome.answer == "0"
+    assert result.outcome.branch == 0
+
+
+def test_the_branch_shown_gave_the_winning_answer() -> None:
+    samples = [FakeSample("1", 5), FakeSample("2", 5), FakeSample("2", 5)]
+    result, _ = run(samples)
+    assert result.outcome.branch == 1
+    assert result.outcome.answers[1] == result.outcome.answer == "2"
