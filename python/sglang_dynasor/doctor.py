@@ -26,7 +26,7 @@ def examine(console: Console | None = None) -> int:
     console.print(table)
     problems = _setup_problems()
     hooks = Table("hook", "kind", "state", box=None)
-    if is_enabled() and not problems:
+    if not problems and is_enabled():
         missing = _missing_hooks()
         for hook in plugin.HOOKS:
             state = "[red]NOT PATCHED" if hook.target in missing else "[green]ok"
@@ -61,6 +61,7 @@ def _setup_problems() -> list[str]:
     """What is wrong before any hook is looked at."""
     problems = []
     try:
+        is_enabled()
         plugin.check_version()
         DynasorConfig.from_environment()
     except (RuntimeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""``batched_cpu`` in a running engine: the same answers as ``torch_native``, and after retraction."""
+"""``batched_cpu`` in a running engine: the answers of ``torch_native``, also after retraction."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import sglang
+
 import sglang_dynasor.platforms as platforms
 
 MODEL = Path(platforms.__file__).parents[1] / "models" / "tiny_reasoner"
@@ -114,9 +115,7 @@ def test_an_engine_without_further_flags_runs_our_backend(engine: sglang.Engine)
 
 def test_greedy_decoding_equals_torch_native(engine: sglang.Engine, native: Any) -> None:
     engine.flush_cache()
-    for expected, actual in zip(
-        native[0], greedy(engine, prompts(), NEW_TOKENS), strict=True
-    ):
+    for expected, actual in zip(native[0], greedy(engine, prompts(), NEW_TOKENS), strict=True):
         assert_equal_until_a_tie(expected, actual)
 
 
@@ -130,7 +129,9 @@ def test_teacher_forced_logprobs_equal_torch_native(engine: sglang.Engine, nativ
 def test_a_cached_prefix_gives_the_same_logprobs(engine: sglang.Engine, native: Any) -> None:
     """The second half of each text is decided on keys another request computed."""
     engine.flush_cache()
-    text, expected = max(zip(texts_of(native[0]), native[1], strict=True), key=lambda one: len(one[0]))
+    text, expected = max(
+        zip(texts_of(native[0]), native[1], strict=True), key=lambda one: len(one[0])
+    )
     half = len(text) // 2
     engine.generate(input_ids=text[:half], sampling_params={"temperature": 0, "max_new_tokens": 1})
     result = engine.generate(

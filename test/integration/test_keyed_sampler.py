@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import sglang
-import sglang_dynasor.platforms as platforms
 import torch
+
+import sglang_dynasor.platforms as platforms
 from sglang_dynasor.platforms.keyed_noise import exponential_noise
 
 MODEL = Path(platforms.__file__).parents[1] / "models" / "tiny_reasoner"
@@ -138,7 +139,9 @@ def test_greedy_rows_in_a_sampled_batch_stay_greedy(engine: sglang.Engine) -> No
     greedy = parameters(1, temperature=0)
     alone = run(engine, ids, greedy)
     mixed = run(engine, [ids, prompt(8), prompt(9)], [greedy, parameters(2), parameters(3)])[0]
-    for step, (wanted, got) in enumerate(zip(alone["output_ids"], mixed["output_ids"], strict=True)):
+    for step, (wanted, got) in enumerate(
+        zip(alone["output_ids"], mixed["output_ids"], strict=True)
+    ):
         best, second = alone["meta_info"]["output_top_logprobs"][step][:2]
         if wanted != got:
             assert best[0] - second[0] < TIE_MARGIN

@@ -136,7 +136,7 @@ class CertaindexTracker:
 
     def evidence(self) -> Evidence:
         """Return what a stop rule may know now."""
-        counts = sorted((group.count for group in self._groups.values()), reverse=True)
+        counts = sorted([group.count for group in self._groups.values()], reverse=True)
         return Evidence(
             counts=tuple(counts),
             finished=len(self._finished),
@@ -152,10 +152,8 @@ class CertaindexTracker:
         leader = self._leader
         if leader is None or leader.first_branch > self._lowest_unfinished:
             return False
-        return not any(
-            group.count == rival_count and group.first_branch < leader.first_branch
-            for group in self._groups.values()
-        )
+        rivals = [group for group in self._groups.values() if group.count == rival_count]
+        return all(leader.first_branch <= group.first_branch for group in rivals)
 
 
 def _rank(group: _Group) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from sglang_dynasor.scheduling import ProgramKey
 CARRIER = "dynasor"
 
 
-class EndProgramReqInput(BaseReq, kw_only=True):
+class EndProgramReqInput(BaseReq, kw_only=True):  # type: ignore[call-arg]
     """End a program: every request it has in the scheduler."""
 
     tenant: str
@@ -23,7 +23,7 @@ class EndProgramReqInput(BaseReq, kw_only=True):
     message_id: str
 
 
-class EndProgramReqOutput(BaseReq, kw_only=True):
+class EndProgramReqOutput(BaseReq, kw_only=True):  # type: ignore[call-arg]
     """The last request of an ended program has drained.
 
     `tokens` maps rid to all generated tokens, `tokens_at_end` to those at the message's receipt.

@@ -41,7 +41,7 @@ async def read_program_fields(
     params = obj.sampling_params if is_batch else [obj.sampling_params]
     specs: list[ProgramSpec | None] = []
     stripped: list[dict[str, Any] | None] = []
-    for item in params:  # type: ignore[union-attr]
+    for item in params:
         fields, rest = _split(item)
         specs.append(_merge(body, fields))
         stripped.append(rest)
@@ -104,9 +104,9 @@ def stamp(obj: GenerateReqInput, per_prompt: list[dict[str, Any] | None]) -> Non
     params = obj.sampling_params if is_batch else [obj.sampling_params]
     stamped = [
         item if fields is None else with_carrier(item, fields)
-        for item, fields in zip(params, per_prompt, strict=True)  # type: ignore[arg-type]
+        for item, fields in zip(params, per_prompt, strict=True)
     ]
-    obj.sampling_params = stamped if is_batch else stamped[0]  # type: ignore[assignment]
+    obj.sampling_params = stamped if is_batch else stamped[0]
 
 
 def with_carrier(sampling_params: dict[str, Any] | None, fields: dict[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,8 @@ CANCELLED_MESSAGE = "program ended"
 class DynasorScheduler(Scheduler):
     """Tracks the requests of each program and ends them together."""
 
+    waiting_queue: list[Req]  # upstream's
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.program_table = ProgramTable()
         self.dynasor_config = DynasorConfig.from_environment()

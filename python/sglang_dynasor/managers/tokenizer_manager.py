@@ -77,13 +77,16 @@ class DynasorTokenizerManager(TokenizerManager):
             async for output in super().generate_request(obj, request):
                 yield output
             return
+        # Upstream's abort task of a stream reads this even after a refusal.
+        obj.is_single = not isinstance(obj.rid, list)
         specs = await read_program_fields(obj, request)
         tenant = tenant_of(request)
         if any(spec is not None and spec.runs_in_engine for spec in specs):
             yield await self._run_program(obj, specs, tenant, request)
             return
         members = [
-            spec.resolve(self.dynasor_config) if _is_member(spec) else None for spec in specs
+            spec.resolve(self.dynasor_config) if spec is not None and spec.mode != "off" else None
+            for spec in specs
         ]
         if any(members):
             stamp(obj, [_member_params(spec, tenant) for spec in members])
@@ -177,10 +180,6 @@ class DynasorTokenizerManager(TokenizerManager):
             if key.program_id == rid:
                 self._dispatch_end(key, message_id="")
         super().abort_request(rid, abort_all)
-
-
-def _is_member(spec: ProgramSpec | None) -> bool:
-    return spec is not None and spec.mode != "off"
 
 
 def _member_params(spec: ProgramSpec | None, tenant: str) -> dict[str, Any] | None:

@@ -130,11 +130,13 @@ class AttentionPlan:
         ranges = cut_blocks(
             [queries[row] for row in order], [keys[row] for row in order], block_tokens
         )
-        self.tokens = starts[-1]
-        self.blocks = [
-            _make_block(order[start:stop], starts, keys, slot_table, rows, dtype)
-            for start, stop in ranges
-        ]
+        if max(queries, default=1) == 1:
+            self.blocks = _decode_blocks(order, ranges, keys, slot_table, rows, dtype)
+        else:
+            self.blocks = [
+                _extend_block(order[start:stop], starts, keys, slot_table, rows, dtype)
+                for start, stop in ranges
+            ]
 
     def attend(
         self,
@@ -164,7 +166,43 @@ class AttentionPlan:
         return output
 
 
-def _make_block(
+def _decode_blocks(
+    order: list[int],
+    ranges: list[tuple[int, int]],
+    keys: Sequence[int],
+    slot_table: torch.Tensor,
+    rows: torch.Tensor,
+    dtype: torch.dtype,
+) -> list[Block]:
+    """Blocks of one query each. Made at every step, so slots and mask are cut from one table."""
+    in_order = order == list(range(len(order)))
+    sorted_rows = torch.tensor(order)
+    lengths = torch.tensor([keys[row] for row in order], dtype=torch.int32)
+    longest = max(keys, default=0)
+    slots = slot_table[:, :longest].index_select(0, rows if in_order else rows[sorted_rows])
+    beyond = torch.arange(longest, dtype=torch.int32) >= lengths.unsqueeze_(1)
+    # Beyond its length a row of the table holds the slots of earlier requests; slot 0 always is.
+    slots.masked_fill_(beyond, 0)
+    mask = torch.zeros(beyond.shape, dtype=dtype).masked_fill_(beyond, -math.inf)
+    blocks = []
+    for start, stop in ranges:
+        lengths_here = [keys[row] for row in order[start:stop]]
+        top = max(lengths_here)
+        blocks.append(
+            Block(
+                count=stop - start,
+                queries=1,
+                keys=top,
+                tokens=slice(start, stop) if in_order else sorted_rows[start:stop],
+                slots=slots[start:stop, :top].reshape(-1),
+                mask=mask[start:stop, None, None, :top] if min(lengths_here) < top else None,
+                causal=False,
+            )
+        )
+    return blocks
+
+
+def _extend_block(
     members: list[int],
     starts: list[int],
     keys: Sequence[int],
@@ -189,13 +227,11 @@ def _make_block(
         member_rows = rows[torch.tensor(members)]
     slots = slot_table[:, :longest].index_select(0, member_rows)
     positions = torch.arange(longest, dtype=torch.int32)
-    # Beyond its length a row of the table holds the slots of earlier requests; slot 0 is always
-    # there.
     slots.masked_fill_(positions >= member_keys.unsqueeze(1), 0)
     # A lone whole prompt is the square causal case the kernel knows without a mask.
     causal = count == 1 and most == longest and most > 1
     mask = None
-    if not causal and (most > 1 or int(member_keys.min()) < longest):
+    if not causal:
         query_lengths = torch.tensor(lengths, dtype=torch.int32).unsqueeze_(1)
         reach = torch.minimum(torch.arange(most, dtype=torch.int32), query_lengths - 1)
         visible = (member_keys.unsqueeze(1) - query_lengths + reach).view(count, 1, most, 1)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -146,6 +148,21 @@ def test_a_hostile_text_of_a_hundred_thousand_characters_is_read(
     text = unit * (100_000 // len(unit))
     answer_of(text, answer_format)
     answer_of(text + "}" * 20_000, answer_format)
+
+
+def test_a_text_full_of_broken_objects_is_parsed_a_bounded_number_of_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    attempts = []
+    raw_decode = json.JSONDecoder.raw_decode
+
+    def counted(decoder: json.JSONDecoder, text: str, start: int) -> object:
+        attempts.append(start)
+        return raw_decode(decoder, text, start)
+
+    monkeypatch.setattr(json.JSONDecoder, "raw_decode", counted)
+    assert answer_of('{"answer": 1} ' + '{"answer"!}' * 1000, "json") == ""
+    assert 0 < len(attempts) <= 100
 
 
 @reproducible

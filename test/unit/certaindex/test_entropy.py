@@ -57,6 +57,7 @@ def test_path_agreement_is_the_normalised_entropy_in_any_order(counts: list[int]
     shuffled = rng.sample(counts, len(counts))
     assert path_agreement(shuffled) == path_agreement(counts)
     assert 0.0 <= path_agreement(counts) <= 1.0
+    assert path_agreement(counts) == round(path_agreement(counts), 9)
     if n > 1:
         entropy = -sum(c / n * math.log(c / n) for c in counts if c)
         expected = (math.log(n) - entropy) / math.log(n)

@@ -1,0 +1,169 @@
+"""Failed requests and refused fields reach the caller, and nothing waits for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import sglang as sgl
+from sglang.lang.backend.base_backend import BaseBackend
+
+from sglang_dynasor import lang
+
+pytestmark = pytest.mark.usefixtures("backend")
+
+REFUSED = pytest.raises((RuntimeError, ValueError), match="refused for a test")
+
+
+@sgl.function
+def ask(s: Any, question: str) -> None:
+    s += question + sgl.gen("answer", max_tokens=4)
+
+
+def test_a_refused_request_raises_from_run(recorder: Any) -> None:
+    with REFUSED:
+        lang.function(ask).run(question="REFUSE")
+    assert len(recorder.ended) == 1
+
+
+def test_a_refused_request_raises_without_a_thread_too() -> None:
+    with REFUSED:
+        lang.function(ask).run(question="REFUSE", use_thread=False)
+
+
+def test_a_refused_item_raises_from_run_batch() -> None:
+    with REFUSED:
+        lang.function(ask).run_batch([{"question": "fine"}, {"question": "REFUSE"}])
+
+
+def test_a_refused_fork_raises_when_it_is_joined() -> None:
+    reached = []
+
+    @lang.function
+    def forking(s: Any) -> None:
+        s += "q"
+        forks = s.fork(2)
+        forks += ["REFUSE", "fine"]
+        forks += sgl.gen("answer", max_tokens=4)
+        forks.join()
+        reached.append("after the join")
+
+    with REFUSED:
+        forking.run()
+    assert reached == []
+
+
+def test_a_refused_fork_raises_even_if_nobody_reads_it() -> None:
+    @lang.function
+    def forking(s: Any) -> None:
+        forks = s.fork(1)
+        forks += "REFUSE" + sgl.gen("answer", max_tokens=4)
+        forks[0].sync()
+
+    with REFUSED:
+        forking.run()
+
+
+def test_what_is_submitted_after_a_failure_does_not_wait(recorder: Any) -> None:
+    @sgl.function
+    def goes_on(s: Any) -> None:
+        s += "REFUSE" + sgl.gen("first", max_tokens=4)
+        s.sync()
+        with s.var_scope("rest"):
+            s += "more" + sgl.gen("second", max_tokens=4)
+        s += sgl.select("choice", ["yes", "no"])
+        s.fork(2).join()
+        s.sync()
+
+    with REFUSED, lang.program():
+        goes_on.run()
+    assert len(recorder.bodies) == 1  # a failed program sends nothing more
+
+
+def test_reading_a_failed_state_raises_the_servers_error() -> None:
+    with REFUSED, lang.program():
+        state = ask.run(question="REFUSE")
+        state.sync()
+        assert "refused for a test" in str(state.error())
+        with REFUSED:
+            state["answer"]
+        with REFUSED:
+            state.get_meta_info("answer")
+
+
+def test_a_failed_stream_raises_where_it_is_read() -> None:
+    with REFUSED, lang.program():
+        list(ask.run(question="REFUSE", stream=True).text_iter("answer"))
+
+
+def test_streaming_a_program_of_the_engine_is_refused_before_anything_is_sent(
+    recorder: Any,
+) -> None:
+    solve = lang.function(ask, algorithm="self_consistency")
+    with pytest.raises(ValueError, match="stream: not supported"):
+        solve.run(question="q", stream=True)
+    with (
+        pytest.raises(ValueError, match="stream: not supported"),
+        lang.program(algorithm="self_consistency"),
+    ):
+        list(ask.run(question="q", stream=True).text_iter("answer"))
+    assert recorder.bodies == []
+
+
+def test_an_exception_of_the_body_is_not_replaced(recorder: Any) -> None:
+    @lang.function
+    def failing(s: Any) -> None:
+        s += "q" + sgl.gen("answer", max_tokens=4)
+        s.sync()
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        failing.run()
+    assert len(recorder.ended) == 1
+
+
+def test_outside_a_scope_failures_are_upstreams() -> None:
+    with pytest.warns(UserWarning, match="Error in stream_executor"):
+        state = ask.run(question="REFUSE")
+        state.sync()
+    with pytest.raises(KeyError):
+        state["answer"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"max_branches": 0}, "max_branches"),
+        ({"answer_format": "poem"}, "answer_format"),
+        ({"program_id": "has space"}, "program_id"),
+        ({"branches": 3}, "branches"),
+        ({"threshold": 0.9}, "threshold: needs an algorithm"),
+    ],
+)
+def test_a_wrong_field_is_named_before_anything_is_sent(
+    recorder: Any, fields: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ValueError, match=named), lang.program(**fields):
+        ask.run(question="q")
+    with pytest.raises(ValueError, match=named):
+        lang.function(ask, **fields)
+    assert recorder.bodies == []
+
+
+def test_a_function_names_no_single_program() -> None:
+    with pytest.raises(ValueError, match=r"with program\(program_id="):
+        lang.function(ask, program_id="mine")
+
+
+def test_scopes_do_not_nest() -> None:
+    with (
+        pytest.raises(ValueError, match=r"do not nest \(inside outer"),
+        lang.program(program_id="outer"),
+        lang.program(),
+    ):
+        pass
+
+
+def test_a_backend_that_carries_no_programs_is_refused() -> None:
+    with pytest.raises(ValueError, match="DynasorEndpoint or EngineBackend, got BaseBackend"):
+        lang.function(ask).run(question="q", backend=BaseBackend())

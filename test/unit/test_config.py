@@ -1,0 +1,151 @@
+"""Operator settings: environment, flags, and bad values by name."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from sglang_dynasor.config import (
+    CONFIG_VARIABLE,
+    SWITCH_VARIABLE,
+    DynasorConfig,
+    add_flags,
+    from_flags,
+    is_enabled,
+)
+
+GOOD: dict[str, Any] = {
+    "rule": "beta",
+    "threshold": 0.9,
+    "max_branches": 8,
+    "min_branches": 2,
+    "grants": "4,2",
+    "pattern_time_limit_ms": 7,
+    "prefix_hold_tokens": 0,
+}
+BAD = [
+    ("rule", "unknown"),
+    ("rule", 3),
+    ("threshold", 1.5),
+    ("threshold", "0.5"),
+    ("max_branches", 0),
+    ("max_branches", 513),
+    ("max_branches", "8"),
+    ("min_branches", 0),
+    ("min_branches", 17),
+    ("grants", "4,x"),
+    ("grants", 4),
+    ("pattern_time_limit_ms", 0),
+    ("pattern_time_limit_ms", 10_001),
+    ("prefix_hold_tokens", -1),
+    ("prefix_hold_tokens", 1.5),
+    ("unheard_of", 1),
+]
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Set first, so that what a test publishes is undone even where nothing was set before.
+    for variable in (CONFIG_VARIABLE, SWITCH_VARIABLE):
+        monkeypatch.setenv(variable, "")
+        monkeypatch.delenv(variable)
+
+
+def parse_flags(*argv: str) -> DynasorConfig:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    add_flags(parser)
+    return from_flags(parser.parse_args(argv))
+
+
+def test_the_good_values_cover_every_setting() -> None:
+    assert set(GOOD) == set(DynasorConfig.model_fields)
+
+
+def test_settings_survive_the_way_through_the_environment() -> None:
+    config = DynasorConfig.parse(GOOD)
+    config.to_environment()
+    assert DynasorConfig.from_environment() == config
+
+
+def test_without_a_variable_the_defaults_hold() -> None:
+    assert DynasorConfig.from_environment() == DynasorConfig()
+
+
+def test_only_what_differs_from_the_defaults_is_published() -> None:
+    DynasorConfig(max_branches=5).to_environment()
+    assert json.loads(os.environ[CONFIG_VARIABLE]) == {"max_branches": 5}
+
+
+@pytest.mark.parametrize(("field", "value"), BAD)
+def test_a_bad_value_is_refused_naming_the_setting(field: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=field):
+        DynasorConfig.parse({field: value})
+
+
+@pytest.mark.parametrize(("field", "value"), BAD)
+def test_a_bad_value_in_the_environment_is_refused_naming_the_setting(
+    monkeypatch: pytest.MonkeyPatch, field: str, value: Any
+) -> None:
+    monkeypatch.setenv(CONFIG_VARIABLE, json.dumps({field: value}))
+    with pytest.raises(ValueError, match=field):
+        DynasorConfig.from_environment()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "1", "null", '"rule"'])
+def test_a_variable_that_is_no_json_object_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv(CONFIG_VARIABLE, text)
+    with pytest.raises(ValueError, match=CONFIG_VARIABLE):
+        DynasorConfig.from_environment()
+
+
+def test_a_threshold_for_a_rule_without_one_is_refused() -> None:
+    with pytest.raises(ValueError, match="threshold"):
+        DynasorConfig.parse({"rule": "decided", "threshold": 0.5})
+
+
+def test_settings_cannot_change_under_a_running_engine() -> None:
+    config = DynasorConfig()
+    with pytest.raises(ValidationError):
+        config.rule = "beta"  # type: ignore[misc]
+
+
+def test_every_setting_has_a_flag() -> None:
+    argv = [f"--dynasor-{name.replace('_', '-')}={value}" for name, value in GOOD.items()]
+    assert parse_flags(*argv) == DynasorConfig.parse(GOOD)
+
+
+def test_a_flag_overrides_the_environment_and_leaves_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(CONFIG_VARIABLE, '{"rule": "beta", "max_branches": 9}')
+    config = parse_flags("--dynasor-max-branches", "5")
+    assert (config.rule, config.max_branches) == ("beta", 5)
+
+
+def test_a_bad_flag_is_refused_naming_the_setting() -> None:
+    with pytest.raises(ValueError, match="max_branches"):
+        parse_flags("--dynasor-max-branches", "0")
+
+
+@pytest.mark.parametrize(("value", "expected"), [(None, True), ("1", True), ("0", False)])
+def test_the_switch_turns_the_plugin_off(
+    monkeypatch: pytest.MonkeyPatch, value: str | None, expected: bool
+) -> None:
+    if value is not None:
+        monkeypatch.setenv(SWITCH_VARIABLE, value)
+    assert is_enabled() is expected
+
+
+@pytest.mark.parametrize("value", ["", "false", "yes", "2", " 0"])
+def test_any_other_switch_value_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv(SWITCH_VARIABLE, value)
+    with pytest.raises(ValueError, match=SWITCH_VARIABLE):
+        is_enabled()
