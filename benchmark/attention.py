@@ -7,6 +7,10 @@ during the run does so for both. Measured is a whole ``generate`` call on prompt
 in the prefix cache: one extend step of one token per request, then ``--tokens`` decode steps with
 everything a step costs, not the attention alone. The order of the arms flips from round to round.
 
+The ratio is the median over rounds of (ours / torch_native), so both arms of a pair saw the same
+load of the machine. On a shared machine believe the processor time of the scheduler process more
+than the wall clock: it is given beside it, with its own ratio.
+
     python benchmark/attention.py --batches 1 8 32 64 128 --rounds 5
 """
 
@@ -24,6 +28,8 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "python" / "sglang_dynasor" / "models" / "tiny_reasoner"
@@ -91,28 +97,71 @@ def read_prompts(options: argparse.Namespace, batch: int) -> list[list[int]]:
     return [tokenizer.encode(texts[row % len(texts)]) for row in range(batch)]
 
 
-def seconds_of(engine: Any, prompts: list[list[int]], options: argparse.Namespace) -> float:
+def scheduler_process() -> psutil.Process:
+    """The engine's scheduler, which upstream names after its role."""
+    return next(
+        child
+        for child in psutil.Process().children(recursive=True)
+        if "sglang::scheduler" in child.name() or "sglang::scheduler" in " ".join(child.cmdline())
+    )
+
+
+def seconds_of(
+    engine: Any, prompts: list[list[int]], options: argparse.Namespace
+) -> tuple[float, float]:
+    """Wall-clock seconds and scheduler processor seconds of one round."""
     settings = {
         "temperature": options.temperature,
         "max_new_tokens": options.tokens,
         "ignore_eos": True,
     }
+    process = scheduler_process()
+    busy = sum(process.cpu_times()[:2])
     start = time.perf_counter()
     engine.generate(input_ids=prompts, sampling_params=settings)
-    return time.perf_counter() - start
+    return time.perf_counter() - start, sum(process.cpu_times()[:2]) - busy
 
 
-def measure(engine: Any, batch: int, options: argparse.Namespace) -> dict[str, list[float]]:
-    """Tokens per second of every round, by arm."""
+def measure(
+    engine: Any, batch: int, options: argparse.Namespace
+) -> dict[str, list[tuple[float, float]]]:
+    """Seconds and processor seconds of every round, by arm."""
     prompts = read_prompts(options, batch)
-    rates: dict[str, list[float]] = {BASELINE: [], OURS: []}
+    rounds: dict[str, list[tuple[float, float]]] = {BASELINE: [], OURS: []}
     for turn in range(-1, options.rounds):  # the first turn fills caches and is thrown away
         for arm in (BASELINE, OURS) if turn % 2 else (OURS, BASELINE):
             engine.collective_rpc("use_attention", name=arm)
             seconds = seconds_of(engine, prompts, options)
             if turn >= 0:
-                rates[arm].append(batch * options.tokens / seconds)
-    return rates
+                rounds[arm].append(seconds)
+    return rounds
+
+
+def summarise(
+    rounds: dict[str, list[tuple[float, float]]], batch: int, tokens: int
+) -> list[dict[str, Any]]:
+    """One row per arm. Ratios are medians over pairs of rounds, above 1 where the arm is faster."""
+    rows = []
+    for arm, times in rounds.items():
+        rates = sorted(batch * tokens / wall for wall, _ in times)
+        wall_ratios, busy_ratios = (
+            [base[which] / own[which] for base, own in zip(rounds[BASELINE], times, strict=True)]
+            for which in (0, 1)
+        )
+        rows.append(
+            {
+                "batch": batch,
+                "backend": arm,
+                "tokens_per_second": round(statistics.median(rates), 1),
+                "low": round(rates[0], 1),
+                "high": round(rates[-1], 1),
+                "ms_per_step": round(1000 * statistics.median(w for w, _ in times) / tokens, 2),
+                "cpu_ms_per_step": round(1000 * statistics.median(c for _, c in times) / tokens, 2),
+                "ratio": round(statistics.median(wall_ratios), 3),
+                "cpu_ratio": round(statistics.median(busy_ratios), 3),
+            }
+        )
+    return rows
 
 
 def describe_run(options: argparse.Namespace) -> dict[str, Any]:
@@ -127,6 +176,7 @@ def describe_run(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "commit": commit.stdout.strip() or "none",
         "machine": f"{cpu_lines[0] if cpu_lines else platform.machine()}, {os.cpu_count()} cores",
+        "load": round(os.getloadavg()[0], 1),
         "threads": os.environ.get("OMP_NUM_THREADS", ""),
         "python": platform.python_version(),
         "torch": version("torch"),
@@ -164,31 +214,15 @@ def parse_options() -> argparse.Namespace:
 def main() -> None:
     options = parse_options()
     rows: list[dict[str, Any]] = []
-    ratios: dict[int, float] = {}
     engine = start_engine(options)
     try:
-        print(f"{'batch':>5}  {'backend':<13}{'tokens/s':>9}{'low':>9}{'high':>9}{'ms/step':>9}")
+        columns = ["tokens/s", "low", "high", "ms/step", "cpu ms/step", "ratio", "cpu ratio"]
+        print(f"{'batch':>5}  {'backend':<13}" + "".join(f"{name:>12}" for name in columns))
         for batch in options.batches:
-            rates = measure(engine, batch, options)
-            middle = {arm: statistics.median(values) for arm, values in rates.items()}
-            ratios[batch] = middle[OURS] / middle[BASELINE]
-            for arm, values in rates.items():
-                row = {
-                    "batch": batch,
-                    "backend": arm,
-                    "tokens_per_second": round(middle[arm], 1),
-                    "low": round(min(values), 1),
-                    "high": round(max(values), 1),
-                    "ms_per_step": round(1000 * batch / middle[arm], 2),
-                    "ratio": round(middle[arm] / middle[BASELINE], 3),
-                }
+            for row in summarise(measure(engine, batch, options), batch, options.tokens):
                 rows.append(row)
-                print(
-                    f"{batch:>5}  {arm:<13}{row['tokens_per_second']:>9}{row['low']:>9}"
-                    f"{row['high']:>9}{row['ms_per_step']:>9}",
-                    flush=True,
-                )
-            print(f"{'':>5}  ratio {ratios[batch]:.2f}", flush=True)
+                numbers = "".join(f"{number:>12}" for number in list(row.values())[2:])
+                print(f"{batch:>5}  {row['backend']:<13}{numbers}", flush=True)
     finally:
         engine.shutdown()
     facts = describe_run(options)
@@ -197,7 +231,9 @@ def main() -> None:
         writer = csv.DictWriter(file, [*rows[0], *facts])
         writer.writeheader()
         writer.writerows({**row, **facts} for row in rows)
-    summary = {f"ratio_at_{batch}": round(ratio, 3) for batch, ratio in ratios.items()}
+    ours = [row for row in rows if row["backend"] == OURS]
+    summary = {f"ratio_at_{row['batch']}": row["ratio"] for row in ours}
+    summary |= {f"cpu_ratio_at_{row['batch']}": row["cpu_ratio"] for row in ours}
     print(json.dumps({"benchmark": "attention", **summary, **facts}))
 
 

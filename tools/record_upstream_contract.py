@@ -1,9 +1,9 @@
 """Record what this package relies on in SGLang: signatures, bases, message fields, attributes.
 
-    python tools/record_upstream_contract.py        # rewrites test/integration/upstream_contract.json
+    python tools/record_upstream_contract.py  # rewrites test/integration/upstream_contract.json
 
-The test compares the installed SGLang with the record, so a change of any of it is seen by name when
-the pin moves. Imports and overridden methods are found in our own source; what is only called or
+The test compares the installed SGLang with the record, so a change of any of it is seen by name
+when the pin moves. Imports and overridden methods are found in our own source; what is only called or
 read on an upstream object is listed here.
 """
 
@@ -41,6 +41,7 @@ CALLED = (
     "sglang.srt.managers.tokenizer_manager.TokenizerManager._dispatch_to_scheduler",
     "sglang.srt.managers.tokenizer_manager.TokenizerManager._init_req_state",
     "sglang.srt.managers.tokenizer_manager.TokenizerManager.create_abort_task",
+    "sglang.srt.managers.tokenizer_manager.TokenizerManager.config_value",
     "sglang.srt.plugins.hook_registry.HookRegistry.register",
     "sglang.utils.TypeBasedDispatcher.__init__",
     "sglang.utils.TypeBasedDispatcher.__iadd__",
@@ -62,8 +63,7 @@ FIELDS = {
 ATTRIBUTES = {
     "sglang.srt.managers.scheduler.Scheduler": (
         *("waiting_queue", "chunked_req", "_pending_chunked_abort_req", "grammar_manager"),
-        *("tree_cache", "token_to_kv_pool_allocator", "max_running_requests"),
-        "_request_dispatcher",
+        *("tree_cache", "token_to_kv_pool_allocator", "_request_dispatcher"),
     ),
     "sglang.srt.managers.tokenizer_manager.TokenizerManager": (
         *("rid_to_state", "_result_dispatcher", "tokenizer"),
@@ -146,7 +146,9 @@ def contract() -> dict[str, Any]:
         "functions": functions,
         "classes": classes,
         "fields": {path: _fields(upstream(path), names) for path, names in FIELDS.items()},
-        "attributes": {path: _assigned(upstream(path), names) for path, names in ATTRIBUTES.items()},
+        "attributes": {
+            path: _assigned(upstream(path), names) for path, names in ATTRIBUTES.items()
+        },
     }
 
 

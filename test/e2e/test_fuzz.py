@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+
 from support.fuzz_bodies import fuzz_bodies
 from support.servers import server_state
 from support.waiting import wait_until

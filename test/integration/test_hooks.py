@@ -10,6 +10,7 @@ import psutil
 import pytest
 from rich.console import Console
 from sglang.srt.plugins import load_plugins
+
 from sglang_dynasor import DynasorEngine, doctor, plugin
 from sglang_dynasor.config import CONFIG_VARIABLE, SWITCH_VARIABLE
 from sglang_dynasor.handshake import HandshakeError, check_this_process, unpatched_hooks

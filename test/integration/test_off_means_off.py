@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from support import upstream_sequence
 
 
@@ -45,9 +46,7 @@ def test_the_switch_decides_which_classes_run(arms: dict[str, dict[str, Any]]) -
 
 
 @pytest.mark.parametrize("index", range(len(upstream_sequence.REQUESTS)))
-def test_an_ordinary_request_is_answered_alike(
-    arms: dict[str, dict[str, Any]], index: int
-) -> None:
+def test_an_ordinary_request_is_answered_alike(arms: dict[str, dict[str, Any]], index: int) -> None:
     assert arms["1"]["outputs"][index] == arms["0"]["outputs"][index]
 
 

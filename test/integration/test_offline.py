@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from sglang_dynasor import Program
 from support.pool import settled_pool
 
@@ -91,7 +92,9 @@ def test_generate_in_a_client_driven_program_says_which(engine: DynasorEngine) -
 
 
 def test_generate_on_a_batch_puts_every_prompt_into_the_program(engine: DynasorEngine) -> None:
-    outputs = engine.generate(["12+34", "56+78"], sampling_params=PARAMS, program={"program_id": "b"})
+    outputs = engine.generate(
+        ["12+34", "56+78"], sampling_params=PARAMS, program={"program_id": "b"}
+    )
     assert [item["meta_info"]["dynasor"]["program_id"] for item in outputs] == ["b", "b"]
 
 

@@ -1,4 +1,4 @@
-"""After a program is ended in the middle, nothing of it is left in the pool, and counts are exact."""
+"""A program that ends in the middle leaves nothing in the pool, and its counts are exact."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from sglang_dynasor import Program, ProgramResult
 from sglang_dynasor.scheduling import ProgramKey
 from support.pool import (

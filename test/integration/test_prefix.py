@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+
 from sglang_dynasor import Program
 from support.pool import emptied_pool, settled_pool
 

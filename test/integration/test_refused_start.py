@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from sglang_dynasor import plugin
 from sglang_dynasor.models import default_model_path
 from support import refused_starts
@@ -48,4 +49,5 @@ def test_an_unpatched_scheduler_process_stops_the_start(refused: dict[str, Any])
 
 
 def test_a_refused_start_leaves_no_process(refused: dict[str, Any]) -> None:
-    assert [name for name in refused["children"] if "resource_tracker" not in name] == []
+    left = [command for command in refused["children"] if "resource_tracker" not in command]
+    assert left == []

@@ -42,7 +42,10 @@ def test_upstream_is_as_recorded(
 
 def test_everything_we_use_is_recorded(installed: dict[str, dict[str, Any]]) -> None:
     missing = [
-        path for section in installed for path in installed[section] if path not in recorded[section]
+        path
+        for section in installed
+        for path in installed[section]
+        if path not in recorded[section]
     ]
     assert missing == [], HOW
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from sglang_dynasor.managers.program_messages import EndProgramReqOutput
-
 from support.waiting import wait_until
 
 POOL_TOKENS = 8192

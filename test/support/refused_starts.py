@@ -25,6 +25,7 @@ def run_unpatched_scheduler(*args: Any, **kwargs: Any) -> Any:
 def refused_launches() -> dict[str, str]:
     """For each hook, what the launcher exits with when that hook is missing."""
     from sglang.srt.plugins import load_plugins
+
     from sglang_dynasor import launch_server, plugin
 
     load_plugins()
@@ -73,11 +74,20 @@ def refused_engine() -> tuple[str, str]:
     return "", ""
 
 
+def running_children() -> list[str]:
+    """Command lines of the processes below this one, but for those that have ended."""
+    return [
+        " ".join(child.cmdline())
+        for child in psutil.Process().children(recursive=True)
+        if child.status() != psutil.STATUS_ZOMBIE
+    ]
+
+
 if __name__ == "__main__":
     result = {
         "launches": refused_launches(),
         "unsupported": refused_unsupported(),
         "engine": refused_engine(),
-        "children": [child.name() for child in psutil.Process().children(recursive=True)],
+        "children": running_children(),
     }
     print(json.dumps(result))

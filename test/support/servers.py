@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from sglang_dynasor.models import default_model_path
 
+from sglang_dynasor.models import default_model_path
 from support.waiting import wait_until
 
 START_DEADLINE_S = 300.0

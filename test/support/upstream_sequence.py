@@ -53,6 +53,7 @@ def answer(engine: Any, request: dict[str, Any]) -> Any:
 
 def main() -> None:
     from sglang.srt.entrypoints.engine import Engine
+
     from sglang_dynasor.models import default_model_path
 
     engine = Engine(model_path=str(default_model_path()), random_seed=7, max_total_tokens=4096)

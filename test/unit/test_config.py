@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+
 from sglang_dynasor.config import (
     CONFIG_VARIABLE,
     SWITCH_VARIABLE,

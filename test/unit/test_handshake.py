@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
 from sglang_dynasor import handshake, plugin
 from sglang_dynasor.handshake import (
     HandshakeError,

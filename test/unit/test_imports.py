@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 import sglang_dynasor
 
 PACKAGE = Path(sglang_dynasor.__file__).parent

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from sglang.srt.plugins.hook_registry import HookRegistry
+
 from sglang_dynasor import plugin
 from sglang_dynasor.config import CONFIG_VARIABLE, SWITCH_VARIABLE
 

@@ -94,6 +94,8 @@ class ProgramBackend(BaseBackend):
         that waits forever.
         """
         scope = self._scope()
+        if scope is not None:
+            scope.remember(s)
         try:
             yield
         except Exception as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import itertools
 import uuid
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -33,6 +34,7 @@ class ProgramScope:
         """Raises ValueError naming a malformed field."""
         self.error: Exception | None = None
         self._sent: set[tuple[Canceller, str]] = set()
+        self._executors: dict[str, weakref.ref[Any]] = {}
         self._generations = itertools.count()
         self._set_fields(fields)
         self.program_id: str = self.fields.get("program_id") or uuid.uuid4().hex
@@ -68,6 +70,21 @@ class ProgramScope:
             program_id = f"{program_id}.{index}" if index else program_id
         self._sent.add((backend, program_id))
         return {**self.fields, "program_id": program_id}
+
+    def remember(self, executor: Any) -> None:
+        """Know a state's executor, so that its thread can be released."""
+        self._executors[executor.sid] = weakref.ref(executor)
+
+    def release(self) -> None:
+        """Let the threads of all states end, once they have done what was submitted to them.
+
+        Forks that nobody joined would keep the process from exiting for as long as something, such
+        as a traceback, refers to them.
+        """
+        for reference in list(self._executors.values()):
+            executor = reference()
+            if executor is not None:
+                executor.end()
 
     def end(self) -> None:
         """End what still runs: a decided program's other branches return the text they have.
@@ -114,6 +131,7 @@ def running(scope: ProgramScope) -> Iterator[None]:
     except BaseException as error:
         with suppress(Exception):  # a failing clean-up must not hide what made it necessary
             scope.end()
+        scope.release()
         cause = scope.error
         if cause is not None and cause is not error and isinstance(error, Exception):
             # What the body met, such as a variable that was never set, only follows from it.

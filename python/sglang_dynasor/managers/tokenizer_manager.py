@@ -144,7 +144,7 @@ class DynasorTokenizerManager(TokenizerManager):
             self._active_programs.discard(key)
         seconds = time.perf_counter() - started
         report = build_report(spec, run, len(input_ids), seconds)
-        return _program_output(client, run, report)
+        return _program_output(client, run, report, self.config_value("weight_version"))
 
     async def end_program(self, key: ProgramKey) -> dict[str, int]:
         """End a program in the scheduler; returns the tokens of its live requests by rid."""
@@ -227,7 +227,7 @@ def _is_nested(input_ids: Any) -> bool:
 
 
 def _program_output(
-    client: EngineBranches, run: ProgramRun, report: dict[str, Any]
+    client: EngineBranches, run: ProgramRun, report: dict[str, Any], weight_version: str
 ) -> dict[str, Any]:
     """One upstream-shaped result: the branch that stands for the answer, the program's counts."""
     tokens = report["tokens"]
@@ -238,6 +238,8 @@ def _program_output(
             "meta_info": {
                 "finish_reason": {"type": "abort", "message": run.outcome.stop_reason},
                 "cached_tokens": 0,
+                "weight_version": weight_version,
+                "output_token_logprobs": [],  # a request for log probabilities reads it
             },
         }
     else:

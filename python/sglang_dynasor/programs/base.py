@@ -38,7 +38,8 @@ class FinishedBranch:
 class Outcome:
     """What a program decided.
 
-    `branch` is the lowest finished branch that gave the answer, None when nothing finished;
+    `branch` is the lowest finished branch that gave the answer, the lowest of all when none gave
+    one, None when nothing finished;
     `answers` maps every counted branch to its extracted answer; `shadow` is what the rule would
     have done, in shadow mode.
     """

@@ -82,7 +82,7 @@ class _Vote:
         return Outcome(
             stop_reason=stop_reason,
             answer=leader.answer if leader else "",
-            branch=leader.first_branch if leader else None,
+            branch=leader.first_branch if leader else min(self._answers, default=None),
             certaindex=self.tracker.certaindex,
             votes=tuple(self.tracker.votes()),
             answers=dict(sorted(self._answers.items())),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -9,10 +10,13 @@ import sglang as sgl
 from sglang.lang.backend.base_backend import BaseBackend
 
 from sglang_dynasor import lang
+from support.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("backend")
 
-REFUSED = pytest.raises((RuntimeError, ValueError), match="refused for a test")
+
+def refused() -> Any:
+    return pytest.raises((RuntimeError, ValueError), match="refused for a test")
 
 
 @sgl.function
@@ -21,18 +25,18 @@ def ask(s: Any, question: str) -> None:
 
 
 def test_a_refused_request_raises_from_run(recorder: Any) -> None:
-    with REFUSED:
+    with refused():
         lang.function(ask).run(question="REFUSE")
     assert len(recorder.ended) == 1
 
 
 def test_a_refused_request_raises_without_a_thread_too() -> None:
-    with REFUSED:
+    with refused():
         lang.function(ask).run(question="REFUSE", use_thread=False)
 
 
 def test_a_refused_item_raises_from_run_batch() -> None:
-    with REFUSED:
+    with refused():
         lang.function(ask).run_batch([{"question": "fine"}, {"question": "REFUSE"}])
 
 
@@ -48,7 +52,7 @@ def test_a_refused_fork_raises_when_it_is_joined() -> None:
         forks.join()
         reached.append("after the join")
 
-    with REFUSED:
+    with refused():
         forking.run()
     assert reached == []
 
@@ -60,8 +64,29 @@ def test_a_refused_fork_raises_even_if_nobody_reads_it() -> None:
         forks += "REFUSE" + sgl.gen("answer", max_tokens=4)
         forks[0].sync()
 
-    with REFUSED:
+    with refused():
         forking.run()
+
+
+def test_no_thread_outlives_a_failed_program() -> None:
+    before = set(threading.enumerate())
+
+    @lang.function
+    def forking(s: Any) -> None:
+        s += "q"
+        forks = s.fork(4)
+        forks += sgl.gen("first", max_tokens=4)
+        forks[2] += "REFUSE"
+        forks += sgl.gen("second", max_tokens=4)
+        forks.join()
+
+    with refused() as raised:
+        forking.run()
+    assert raised.tb is not None  # which refers to the forks
+    wait_until(
+        lambda: not [t for t in set(threading.enumerate()) - before if not t.daemon],
+        "the threads have ended",
+    )
 
 
 def test_what_is_submitted_after_a_failure_does_not_wait(recorder: Any) -> None:
@@ -75,24 +100,24 @@ def test_what_is_submitted_after_a_failure_does_not_wait(recorder: Any) -> None:
         s.fork(2).join()
         s.sync()
 
-    with REFUSED, lang.program():
+    with refused(), lang.program():
         goes_on.run()
     assert len(recorder.bodies) == 1  # a failed program sends nothing more
 
 
 def test_reading_a_failed_state_raises_the_servers_error() -> None:
-    with REFUSED, lang.program():
+    with refused(), lang.program():
         state = ask.run(question="REFUSE")
         state.sync()
         assert "refused for a test" in str(state.error())
-        with REFUSED:
+        with refused():
             state["answer"]
-        with REFUSED:
+        with refused():
             state.get_meta_info("answer")
 
 
 def test_a_failed_stream_raises_where_it_is_read() -> None:
-    with REFUSED, lang.program():
+    with refused(), lang.program():
         list(ask.run(question="REFUSE", stream=True).text_iter("answer"))
 
 

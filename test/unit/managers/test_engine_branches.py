@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sglang.srt.managers.io_struct import GenerateReqInput
+
 from sglang_dynasor.managers.engine_branches import (
     ClientGone,
     EngineBranches,
@@ -79,7 +80,8 @@ def test_a_branch_is_the_clients_request_with_the_prompt_tokenised_once() -> Non
 
 
 @pytest.mark.parametrize(
-    ("own", "granted", "sent"), [(None, None, None), (9, None, 9), (None, 5, 5), (9, 5, 5), (3, 5, 3)]
+    ("own", "granted", "sent"),
+    [(None, None, None), (9, None, 9), (None, 5, 5), (9, 5, 5), (3, 5, 3)],
 )
 def test_a_grant_only_lowers_the_token_limit(
     own: int | None, granted: int | None, sent: int | None

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from fastapi import Request
 from sglang.srt.managers.io_struct import GenerateReqInput
+
 from sglang_dynasor.managers.request_fields import (
     DEFAULT_TENANT,
     read_program_fields,
@@ -29,9 +30,7 @@ def http_request(body: bytes, method: str = "POST", **headers: str) -> Request:
     return Request({"type": "http", "method": method, "headers": raw}, receive)
 
 
-def read(
-    obj: GenerateReqInput, body: object = None, **headers: str
-) -> list[ProgramSpec | None]:
+def read(obj: GenerateReqInput, body: object = None, **headers: str) -> list[ProgramSpec | None]:
     request = None if body is None else http_request(json.dumps(body).encode(), **headers)
     return asyncio.run(read_program_fields(obj, request))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from sglang_dynasor.certaindex import Vote
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.programs import (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.programs import (
     FinishedBranch,

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from sglang_dynasor.allocation import Sample, full_vote, replay
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.programs import ProgramRun, ProgramSpec, run_program, self_consistency
@@ -99,14 +100,14 @@ def test_the_noted_decision_is_that_of_replay(
     assert noted is not None
     assert noted.tokens == replayed.tokens
     assert noted.answer == replayed.answer
-    assert noted.stop_reason == (replayed.decision.stop_reason if replayed.decision else "completed")
+    assert noted.stop_reason == (
+        replayed.decision.stop_reason if replayed.decision else "completed"
+    )
 
 
 @settings(max_examples=100, deadline=None)
 @given(samples_of_a_program, grant_lists)
-def test_a_decided_program_answers_as_the_full_vote(
-    samples: list[FakeSample], grants: str
-) -> None:
+def test_a_decided_program_answers_as_the_full_vote(samples: list[FakeSample], grants: str) -> None:
     result, _ = run(samples, rule="decided", grants=grants, min_branches=1)
     assert result.outcome.answer == full_vote([Sample(s.answer, s.n_tokens) for s in samples])
 
@@ -127,10 +128,10 @@ def test_a_branch_cut_off_by_length_has_no_answer_and_lowers_certaindex() -> Non
     assert cut.outcome.certaindex < 1.0
 
 
-def test_without_any_answer_there_is_no_winner() -> None:
+def test_without_any_answer_the_lowest_branch_is_shown() -> None:
     result, _ = run([FakeSample("", 5)] * 4)
     assert result.outcome.answer == ""
-    assert result.outcome.branch is None
+    assert result.outcome.branch == 0
     assert result.outcome.votes == ()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
 from sglang_dynasor.scheduling import ProgramKey, ProgramTable
 
 KEYS = [ProgramKey(tenant, name) for tenant in ("", "t") for name in ("p", "q")]
