@@ -3,7 +3,7 @@
     python tools/measure_tiny_reasoner.py --model DIR --temperature 1.4
     python tools/measure_tiny_reasoner.py --model DIR --sweep 1.0,1.2,1.4 --problems 200 --samples 4
 
-Problems are held-out ones, a fifth per level. Samples are drawn from the full distribution at one
+Problems are held-out ones, levels in turn. Samples are drawn from the full distribution at one
 temperature: no top-k, no top-p. A sweep prints one line per temperature and writes nothing.
 """
 
@@ -254,7 +254,7 @@ def measure(args: argparse.Namespace, temperature: float) -> dict[str, object]:
         "model": "tiny_reasoner",
         "model_sha256": hashlib.sha256(weights).hexdigest(),
         "parameters": sampler.model.num_parameters(),
-        "task": "sums of 2 to 6 two-digit numbers, held-out problems, levels balanced",
+        "task": "sums of 2 to 7 two-digit numbers, held-out problems, levels balanced",
         "temperature": temperature,
         "seed": args.seed,
         "plain": plain,

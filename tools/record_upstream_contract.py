@@ -3,8 +3,8 @@
     python tools/record_upstream_contract.py  # rewrites test/integration/upstream_contract.json
 
 The test compares the installed SGLang with the record, so a change of any of it is seen by name
-when the pin moves. Imports and overridden methods are found in our own source; what is only called or
-read on an upstream object is listed here.
+when the pin moves. Imports and overridden methods are found in our own source; what is only called
+or read on an upstream object is listed here.
 """
 
 from __future__ import annotations

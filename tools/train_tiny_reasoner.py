@@ -93,7 +93,7 @@ def draw_step(rng: random.Random, step: int, args: argparse.Namespace) -> list[S
     """The samples of one step. Early steps hold short, plain problems only (curriculum)."""
     progress = step / args.steps
     think_share = 0.0 if progress < args.plain_until else args.think_share
-    highest = 4 if progress < args.plain_until else arithmetic.LEVELS[-1]
+    highest = 4 if progress < args.plain_until else arithmetic.TRAINED_LEVELS[-1]
     return [
         encode_sample(arithmetic.training_text(rng, think_share, args.cut_share, highest))
         for _ in range(args.batch)

@@ -17,8 +17,9 @@ def print_report(summary: dict[str, Any], curve: Any, output_dir: Path) -> None:
     console.print(
         f"{summary['n']} problems: Certaindex saved {summary['tokens_saved']:.1%} of the tokens "
         f"and {summary['time_saved']:.1%} of the time of the fixed vote, {saved:.1%} of the "
-        f"cheapest fixed vote of equal accuracy (k={equal['k']}). On the same samples it was wrong where "
-        f"the full vote was right {summary['harm']} times, the reverse {summary['gain']} times."
+        f"cheapest fixed vote of equal accuracy (k={equal['k']}). On the same samples it was "
+        f"wrong where the full vote was right {summary['harm']} times, "
+        f"the reverse {summary['gain']} times."
     )
     _print_chart(summary, curve)
     output_dir.mkdir(parents=True, exist_ok=True)

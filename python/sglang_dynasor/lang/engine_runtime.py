@@ -5,7 +5,7 @@ Upstream: `sglang/lang/backend/runtime_endpoint.py`; `select` and image handling
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Any
 
 from sglang.lang.backend.base_backend import BaseBackend
@@ -91,7 +91,7 @@ class EngineRuntime(RuntimeEndpoint):
     def _post(self, data: dict[str, Any]) -> Any:
         return self.loop.call(_last(self._outputs(data)))
 
-    def _outputs(self, data: dict[str, Any]) -> AsyncIterator[Any]:
+    def _outputs(self, data: dict[str, Any]) -> AsyncGenerator[Any, None]:
         from sglang.srt.managers.io_struct import GenerateReqInput
 
         return self.engine.tokenizer_manager.generate_request(GenerateReqInput(**data), None)

