@@ -21,7 +21,7 @@ from sglang_dynasor.lang.engine_runtime import EngineRuntime
 from sglang_dynasor.lang.scope import ProgramScope, current_scope
 
 if TYPE_CHECKING:
-    from sglang_dynasor.engine import DynasorEngine
+    from sglang.srt.entrypoints.engine import Engine
 
 # program_messages.CARRIER; importing that takes the server side of sglang, ten seconds of it.
 CARRIER = "dynasor"
@@ -155,7 +155,7 @@ class EngineBackend(ProgramBackend, EngineRuntime):
     synchronous methods raise RuntimeError, and so does a run while one of those is.
     """
 
-    def __init__(self, engine: DynasorEngine, chat_template_name: str | None = None) -> None:
+    def __init__(self, engine: Engine, chat_template_name: str | None = None) -> None:
         super().__init__(engine, chat_template_name)
 
     def cancel(self, program_id: str) -> None:

@@ -74,7 +74,9 @@ class ProgramFunction(SglFunction):
         if executor is None:  # traced for its constant prefix, nothing runs
             return self.body(s, *args, **kwargs)
         # The thread may be one of a pool, or of a stream: functions called here join from it.
-        with running(executor.backend.scope):
+        scope = executor.backend.scope
+        scope.remember(executor)
+        with running(scope):
             result = self.body(s, *args, **kwargs)
             s.sync()
             return result

@@ -72,8 +72,20 @@ class ProgramScope:
         return {**self.fields, "program_id": program_id}
 
     def remember(self, executor: Any) -> None:
-        """Know a state's executor, so that its thread can be released."""
+        """Know a state's executor and those of its forks, so that their threads can be released."""
+        if executor.sid in self._executors:
+            return
         self._executors[executor.sid] = weakref.ref(executor)
+        fork = type(executor).fork
+        state = weakref.proxy(executor)
+
+        def remembered_fork(*args: Any, **kwargs: Any) -> Any:
+            forks = fork(state, *args, **kwargs)
+            for each in forks:
+                self.remember(each)
+            return forks
+
+        executor.fork = remembered_fork
 
     def release(self) -> None:
         """Let the threads of all states end, once they have done what was submitted to them.

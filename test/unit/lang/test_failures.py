@@ -89,6 +89,23 @@ def test_no_thread_outlives_a_failed_program() -> None:
     )
 
 
+def test_forks_that_never_sent_anything_end_with_a_failed_program() -> None:
+    before = set(threading.enumerate())
+    kept = []
+
+    @lang.function
+    def forking(s: Any) -> None:
+        kept.append(s.fork(2))
+        s += "REFUSE" + sgl.gen("first", max_tokens=4)
+
+    with refused():
+        forking.run()
+    wait_until(
+        lambda: not [t for t in set(threading.enumerate()) - before if not t.daemon],
+        "the threads have ended",
+    )
+
+
 def test_what_is_submitted_after_a_failure_does_not_wait(recorder: Any) -> None:
     @sgl.function
     def goes_on(s: Any) -> None:
