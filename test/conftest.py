@@ -5,7 +5,6 @@ Both sleep while idle, so the one that has nothing to do leaves the cores to the
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,9 +38,6 @@ def engine() -> Iterator[DynasorEngine]:
 @pytest.fixture(scope="session")
 def server_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """URL of a real `launch_server` with the embedded model."""
-    if "DEV_URL" in os.environ:
-        yield os.environ["DEV_URL"]
-        return
     log: Path = tmp_path_factory.mktemp("server") / "server.log"
     flags = ("--sampling-backend", "keyed", "--random-seed", "1", "--sleep-on-idle")
     with running_server(log, *flags, "--max-total-tokens", "32768") as url:

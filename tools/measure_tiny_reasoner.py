@@ -1,6 +1,6 @@
 """Measure the embedded tiny model by sampling, and write the figures next to its weights.
 
-    python tools/measure_tiny_reasoner.py --model DIR --temperature 1.4
+    python tools/measure_tiny_reasoner.py --model DIR --temperature 1.6
     python tools/measure_tiny_reasoner.py --model DIR --sweep 1.0,1.2,1.4 --problems 200 --samples 4
 
 Problems are held-out ones, levels in turn. Samples are drawn from the full distribution at one
@@ -226,6 +226,7 @@ def thinking_figures(sampler: Sampler, problems: list[arithmetic.Problem]) -> di
     closed = [float(arithmetic.THINK_CLOSE in sample.text) for sample in drawn]
     return {
         "problems": len(problems),
+        "temperature": sampler.temperature,
         "accuracy": round(mean(correct), 4),
         "accuracy_by_difficulty": by_level(problems, correct),
         "tokens_mean": round(mean(sample.tokens for sample in drawn), 2),
@@ -248,13 +249,14 @@ def measure(args: argparse.Namespace, temperature: float) -> dict[str, object]:
     drawn = sample_problems(sampler, problems, args.samples, False)
     plain = plain_figures(problems, drawn, args.seed)
     think_problems = arithmetic.held_out_problems(args.think_problems, args.seed)
+    sampler.temperature = args.think_temperature
     thinking = thinking_figures(sampler, think_problems) if think_problems else None
     weights = (args.model / "model.safetensors").read_bytes()
     return {
         "model": "tiny_reasoner",
         "model_sha256": hashlib.sha256(weights).hexdigest(),
         "parameters": sampler.model.num_parameters(),
-        "task": "sums of 2 to 7 two-digit numbers, held-out problems, levels balanced",
+        "task": "sums of two-digit numbers, held out: 2 to 6 in equal shares, 7 in one of 16",
         "temperature": temperature,
         "seed": args.seed,
         "plain": plain,
@@ -274,6 +276,8 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=1000)
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--think-problems", type=int, default=200)
+    # A thought is four times as long: at the plain temperature few would end with the right answer.
+    parser.add_argument("--think-temperature", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -286,7 +290,8 @@ def main() -> None:
     properties["command"] = (
         f"python tools/measure_tiny_reasoner.py --temperature {args.temperature}"
         f" --problems {args.problems} --samples {args.samples}"
-        f" --think-problems {args.think_problems} --seed {args.seed}"
+        f" --think-problems {args.think_problems} --think-temperature {args.think_temperature}"
+        f" --seed {args.seed}"
     )
     generation_file = args.model / "generation_config.json"
     generation = json.loads(generation_file.read_text()) | {"temperature": args.temperature}

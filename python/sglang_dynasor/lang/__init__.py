@@ -15,6 +15,7 @@
 Importing this starts nothing, and loads sglang's client side only.
 """
 
+from sglang_dynasor.lang import chat_template
 from sglang_dynasor.lang.backends import DynasorEndpoint, EngineBackend
 from sglang_dynasor.lang.function import ProgramFunction, function
 from sglang_dynasor.lang.scope import ProgramScope, program
@@ -27,3 +28,5 @@ __all__ = [
     "function",
     "program",
 ]
+
+chat_template.register()

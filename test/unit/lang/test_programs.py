@@ -228,3 +228,16 @@ def test_outside_a_scope_http_requests_are_upstreams(url: str, recorder: Any) ->
         everything.run(backend=backend).sync()
     half = len(recorder.bodies) // 2
     assert half == 6 and recorder.bodies[:half] == recorder.bodies[half:]
+
+
+def test_the_embedded_models_turns_are_those_of_its_tokenizer() -> None:
+    from sglang.lang.chat_template import get_chat_template_by_model_path
+    from transformers import AutoTokenizer
+
+    from sglang_dynasor.models import default_model_path
+
+    turns = [("user", "1+2"), ("assistant", "3"), ("user", "4+5")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    template = get_chat_template_by_model_path(str(default_model_path()))
+    tokenizer = AutoTokenizer.from_pretrained(default_model_path())
+    assert template.get_prompt(messages) == tokenizer.apply_chat_template(messages, tokenize=False)

@@ -24,10 +24,11 @@ def test_the_same_seed_gives_the_same_problems_and_a_larger_set_extends_a_smalle
     assert arithmetic.held_out_problems(50, seed=8) != small
 
 
-def test_levels_are_balanced_and_problems_are_distinct() -> None:
-    problems = arithmetic.held_out_problems(1200)
-    assert Counter(p.difficulty for p in problems) == dict.fromkeys(arithmetic.LEVELS, 200)
-    assert len({p.prompt for p in problems}) == len({p.id for p in problems}) == 1200
+def test_one_problem_in_sixteen_is_out_of_reach_and_the_other_levels_are_balanced() -> None:
+    problems = arithmetic.held_out_problems(1600)
+    counts = Counter(p.difficulty for p in problems)
+    assert counts == {**dict.fromkeys(arithmetic.TRAINED_LEVELS, 300), 7: 100}
+    assert len({p.prompt for p in problems}) == len({p.id for p in problems}) == 1600
     assert all(p.prompt.count("+") + 1 == p.difficulty for p in problems)
 
 

@@ -59,7 +59,7 @@ def test_a_majority_of_sixteen_is_at_least_five_points_better(properties: dict[s
 
 
 def test_a_few_problems_are_never_solved(properties: dict[str, Any]) -> None:
-    assert 0 < properties["plain"]["never_solved"] <= 0.05
+    assert 0 < properties["plain"]["never_solved"] <= 0.1
 
 
 def test_wrong_answers_disagree_in_more_than_one_way(properties: dict[str, Any]) -> None:
