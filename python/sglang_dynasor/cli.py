@@ -20,7 +20,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+    except ModuleNotFoundError as error:
+        extra = f"pip install 'sglang-dynasor[demo]' brings {error.name}"
+        print(f"sglang-dynasor {options.command}: {error}; {extra}", file=sys.stderr)
+        return 2
+    except (ValueError, FileNotFoundError) as error:
         print(f"sglang-dynasor {options.command}: {error}", file=sys.stderr)
         return 2
 

@@ -101,6 +101,8 @@ def _parse_problem(line: str, place: str) -> Problem:
 
 def run_demo(options: argparse.Namespace) -> int:
     """Run both arms, print table and charts; the last line of stdout is one JSON object."""
+    from sglang_dynasor.demo_report import print_report  # what it needs is missed now, not later
+
     console = Console(stderr=True)
     model = resolve_model(options.model_path)
     problems = load_problems(options.problems_file, options.problems, options.seed)
@@ -113,8 +115,6 @@ def run_demo(options: argparse.Namespace) -> int:
         run.warm_up()
         fixed, ours, shadow = run.measure()
     summary = summarise(problems, shadow, fixed, ours, options.max_branches)
-
-    from sglang_dynasor.demo_report import print_report
 
     print_report(summary, _curve(problems, shadow, options.max_branches), options.output_dir)
     print(json.dumps(summary))

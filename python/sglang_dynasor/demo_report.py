@@ -5,8 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import matplotlib
+import plotext
 from rich.console import Console
 from rich.table import Table
+
+matplotlib.use("Agg")
+from matplotlib import pyplot  # after the choice of a backend without a screen
 
 
 def print_report(summary: dict[str, Any], curve: Any, output_dir: Path) -> None:
@@ -59,26 +64,21 @@ def _points(summary: dict[str, Any], curve: Any) -> dict[str, tuple[list[float],
 
 
 def _print_chart(summary: dict[str, Any], curve: Any) -> None:
-    import plotext
-
     plotext.clear_figure()
     plotext.theme("clear")
     plotext.plotsize(78, 18)
+    low, high = 100 * curve[0].accuracy, 100 * max(point.accuracy for point in curve)
+    plotext.ylim(low, high + 0.4 * (high - low) + 0.1)  # room for the legend above the points
     for (name, (tokens, accuracy)), marker in zip(
         _points(summary, curve).items(), (".", "b", "C"), strict=True
     ):
         plotext.scatter(tokens, accuracy, label=name, marker=marker)
     plotext.xlabel("tokens per problem")
     plotext.ylabel("accuracy, %")
-    plotext.show()
+    print(plotext.uncolorize(plotext.build()))
 
 
 def _write_chart(summary: dict[str, Any], curve: Any, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     styles = (
         {"marker": "o", "color": "0.55"},
