@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from sglang_dynasor import DynasorEngine
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Upstream's Engine.shutdown kills every child of this process, the shared engine's too.
+    items.sort(key=lambda item: item.get_closest_marker("own_engine") is None)
+
+
 @pytest.fixture(scope="session")
 def engine() -> Iterator[DynasorEngine]:
     """The offline engine: embedded model, draws keyed by request, a small KV pool."""

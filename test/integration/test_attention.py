@@ -22,8 +22,8 @@ NEW_TOKENS = 48
 POOL_TOKENS = 1_600
 
 pytestmark = [
+    pytest.mark.own_engine,
     pytest.mark.skipif(platforms.activate() is None, reason="the machine has an accelerator"),
-    pytest.mark.skipif(not MODEL.is_dir(), reason="the embedded model is not built yet"),
 ]
 
 
