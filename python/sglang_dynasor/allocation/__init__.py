@@ -1,7 +1,7 @@
 """How much a program gets: stop rules, grant policies, and their replay on recorded samples."""
 
 from sglang_dynasor.allocation.curve import CurvePoint, cheapest_equal, fixed_curve
-from sglang_dynasor.allocation.decision import Decision
+from sglang_dynasor.allocation.decision import Decision, RuleStop
 from sglang_dynasor.allocation.grants import (
     AdaptiveGrants,
     FixedGrants,
@@ -13,7 +13,13 @@ from sglang_dynasor.allocation.rules import (
     RULES,
     BetaRule,
     DecidedRule,
+    DeepConfRule,
+    DirichletRule,
     DynasorRule,
+    EProcessRule,
+    EscRule,
+    HopelessRule,
+    SprtRule,
     StopRule,
     ThresholdRule,
     make_rule,
@@ -26,11 +32,18 @@ __all__ = [
     "CurvePoint",
     "DecidedRule",
     "Decision",
+    "DeepConfRule",
+    "DirichletRule",
     "DynasorRule",
+    "EProcessRule",
+    "EscRule",
     "FixedGrants",
     "GrantPolicy",
+    "HopelessRule",
     "Outcome",
+    "RuleStop",
     "Sample",
+    "SprtRule",
     "StopRule",
     "ThresholdRule",
     "cheapest_equal",

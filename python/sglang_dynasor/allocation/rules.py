@@ -1,18 +1,23 @@
-"""Stop rules: when the evidence suffices. Each is one class without state."""
+"""Stop rules: when the evidence suffices. Each is one frozen class without state."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import ClassVar, Literal, Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field, fields, replace
+from typing import ClassVar, Protocol
 
-from sglang_dynasor.allocation.decision import Decision
+from sglang_dynasor.allocation.decision import Decision, RuleStop
+from sglang_dynasor.allocation.posteriors import (
+    largest_share_posterior,
+    lead_survival,
+    log_e_value,
+    log_likelihood_ratio,
+    majority_posterior,
+)
 from sglang_dynasor.certaindex.entropy import AGREEMENT_DIGITS
 from sglang_dynasor.certaindex.tracker import Evidence
 
-RULES = ("dynasor", "threshold", "decided", "beta")
 DEFAULT_MIN_BRANCHES = 3
 
 
@@ -24,108 +29,260 @@ class StopRule(Protocol):
     def decide(self, evidence: Evidence) -> Decision | None:
         """Return why to stop now, or None to go on.
 
-        Always None below the rule's minimum of branches, without any answer, and where no
-        branch remains: a complete program has nothing left to stop.
+        Always None below the rule's minimum of branches and where no branch remains: a complete
+        program has nothing left to stop.
         """
+
+    def inactive(self, evidence: Evidence) -> str | None:
+        """Return why the rule can't judge this evidence, None where it can."""
 
 
 @dataclass(frozen=True, slots=True)
-class ThresholdRule:
+class Verdict:
+    """What a rule found: why to stop, and the figure it compared, if any."""
+
+    stop_reason: RuleStop
+    confidence: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule(ABC):
+    """What all rules share: they hold back below `min_branches` and without any answer."""
+
+    name: ClassVar[str]
+    threshold_field: ClassVar[str | None] = None
+    needs_answer: ClassVar[bool] = True
+    min_branches: int = field(default=DEFAULT_MIN_BRANCHES, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name, value in ((item.name, getattr(self, item.name)) for item in fields(self)):
+            if isinstance(value, int):
+                if value < 1:
+                    raise ValueError(f"{name} must be at least 1, not {value}")
+            elif not 0 <= value <= 1:
+                raise ValueError(f"{name} must be between 0 and 1, not {value}")
+
+    def decide(self, evidence: Evidence) -> Decision | None:
+        if evidence.remaining == 0 or evidence.finished < self.min_branches:
+            return None
+        if (self.needs_answer and not evidence.counts) or self.inactive(evidence):
+            return None
+        verdict = self._verdict(evidence)
+        if verdict is None:
+            return None
+        return Decision(
+            verdict.stop_reason,
+            self.name,
+            verdict.confidence,
+            evidence.certaindex,
+            evidence.counts,
+            evidence.finished,
+        )
+
+    def inactive(self, evidence: Evidence) -> str | None:
+        return None
+
+    @abstractmethod
+    def _verdict(self, evidence: Evidence) -> Verdict | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ThresholdRule(_Rule):
     """Stops at a certaindex of `threshold` (0 to 1) from `at` branches on (paper section 3.2)."""
 
     name: ClassVar[str] = "threshold"
+    threshold_field: ClassVar[str | None] = "threshold"
     threshold: float = 0.7
     at: int = 5
-    min_branches: int = DEFAULT_MIN_BRANCHES
 
-    def __post_init__(self) -> None:
-        _check_fraction("threshold", self.threshold)
-        _check_minimum("at", self.at)
-        _check_minimum("min_branches", self.min_branches)
-
-    def decide(self, evidence: Evidence) -> Decision | None:
-        """Return a certain decision, or None."""
-        if not _may_stop(evidence, max(self.at, self.min_branches)):
+    def _verdict(self, evidence: Evidence) -> Verdict | None:
+        if evidence.finished < self.at:
             return None
-        if evidence.certaindex < round(self.threshold, AGREEMENT_DIGITS):
-            return None
-        return _decision("certain", self.name, None, evidence)
+        return _met("certain", evidence.certaindex, self.threshold, report=False)
 
 
 @dataclass(frozen=True, slots=True)
-class DecidedRule:
+class DecidedRule(_Rule):
     """Stops once the leader cannot be overtaken: the answer is provably the full vote's.
 
-    That holds whatever the remaining branches answer and in whatever order they finish.
+    That holds whatever the remaining branches answer and in whatever order they finish, but only
+    where every vote counts the same.
     """
 
     name: ClassVar[str] = "decided"
-    min_branches: int = DEFAULT_MIN_BRANCHES
 
-    def __post_init__(self) -> None:
-        _check_minimum("min_branches", self.min_branches)
+    def inactive(self, evidence: Evidence) -> str | None:
+        return _counts_do_not_decide(evidence)
 
-    def decide(self, evidence: Evidence) -> Decision | None:
-        """Return a decision, or None while another group could still win."""
-        if not _may_stop(evidence, self.min_branches) or not _is_decided(evidence):
-            return None
-        return _decision("decided", self.name, None, evidence)
+    def _verdict(self, evidence: Evidence) -> Verdict | None:
+        return Verdict("decided") if _is_decided(evidence) else None
 
 
 @dataclass(frozen=True, slots=True)
-class BetaRule:
+class BetaRule(_Rule):
     """Stops once the leader holds the majority against the runner-up with this probability.
 
     Adaptive-Consistency (arXiv 2305.11860): the posterior of a Beta(leader + 1, runner-up + 1).
     """
 
     name: ClassVar[str] = "beta"
+    threshold_field: ClassVar[str | None] = "confidence"
     confidence: float = 0.95
-    min_branches: int = DEFAULT_MIN_BRANCHES
 
-    def __post_init__(self) -> None:
-        _check_fraction("confidence", self.confidence)
-        _check_minimum("min_branches", self.min_branches)
-
-    def decide(self, evidence: Evidence) -> Decision | None:
-        """Return a certain decision with its posterior, or None."""
-        if not _may_stop(evidence, self.min_branches):
-            return None
-        confidence = majority_posterior(*_top_two(evidence))
-        if confidence < round(self.confidence, AGREEMENT_DIGITS):
-            return None
-        return _decision("certain", self.name, confidence, evidence)
+    def _verdict(self, evidence: Evidence) -> Verdict | None:
+        return _met("certain", majority_posterior(*_top_two(evidence)), self.confidence)
 
 
 @dataclass(frozen=True, slots=True)
-class DynasorRule:
-    """Stops where the vote is decided or its Beta posterior reaches `confidence`: our default."""
+class DirichletRule(_Rule):
+    """Stops once the leader has the largest share of all groups with this probability.
+
+    Adaptive-Consistency's second form, over the groups seen; exact instead of by Monte Carlo.
+    """
+
+    name: ClassVar[str] = "dirichlet"
+    threshold_field: ClassVar[str | None] = "confidence"
+    confidence: float = 0.95
+
+    def _verdict(self, evidence: Evidence) -> Verdict | None:
+        counts = evidence.counts if len(evidence.counts) > 1 else (*evidence.counts, 0)
+        return _met("certain", largest_share_posterior(counts), self.confidence)
+
+
+@dataclass(frozen=True, slots=True)
+class EscRule(_Rule):
+    """Stops after a window of `window` branches that all gave the same answer.
+
+    ESC (ICLR 2024): windows follow each other in the order of finishing, they do not slide.
+    """
+
+    name: ClassVar[str] = "esc"
+    window: int = 5
+
+    def _verdict(self, evidence: Evidence) -> Verdict | None:
+        whole = evidence.finished % self.window == 0 and evidence.run >= self.window
+        return Verdict("certain") if whole else None
+
+
+@dataclass(frozen=True, slots=True)
+class SprtRule(_Rule):
+    """Wald's sequential test of "the leader gets `share` of leader and runner-up" against one half.
+
+    Both error rates are 1 - `confidence` (ConSol).
+    """
+
+    name: ClassVar[str] = "sprt"
+    threshold_field: ClassVar[str | None] = "confidence"
+    confidence: float = 0.95
+    share: float = 0.8
+
+    def _verdict(self, evidence: Evidence) -> Verdict | None:
+        error = max(1 - self.confidence, 1e-12)
+        ratio = log_likelihood_ratio(*_top_two(evidence), min(max(self.share, 0.501), 0.999))
+        return Verdict("certain", ratio) if ratio >= math.log((1 - error) / error) else None
+
+
+@dataclass(frozen=True, slots=True)
+class EProcessRule(_Rule):
+    """Stops once the leader is certified as the likeliest answer, valid at any time.
+
+    At `confidence` the chance to ever certify a wrong mode is at most 1 - confidence, for branches
+    that are independent draws. Which group leads is seen in the data, so the k-th answer to appear
+    has 1 / (k (k + 1)) of the error to spend, and its first vote, which made it a candidate, does
+    not count (after CITE, arXiv 2605.05873).
+    """
+
+    name: ClassVar[str] = "e_process"
+    threshold_field: ClassVar[str | None] = "confidence"
+    confidence: float = 0.95
+
+    def _verdict(self, evidence: Evidence) -> Verdict | None:
+        leader, rival = _top_two(evidence)
+        order = evidence.leader_order
+        bar = math.log(order * (order + 1) / max(1 - self.confidence, 1e-12))
+        evidence_value = log_e_value(leader - 1, rival)
+        return Verdict("certain", evidence_value) if evidence_value >= bar else None
+
+
+@dataclass(frozen=True, slots=True)
+class DeepConfRule(_Rule):
+    """Stops on consensus: the leader holds this share of the votes' weight after a warm-up.
+
+    DeepConf (arXiv 2508.15260); weights are token certainties, and branches below the kept
+    fraction of the warm-up weigh nothing (`certaindex.token_certainty.keep_top_threshold`).
+    """
+
+    name: ClassVar[str] = "deepconf"
+    threshold_field: ClassVar[str | None] = "consensus"
+    consensus: float = 0.95
+    warm_up: int = 4
+
+    def _verdict(self, evidence: Evidence) -> Verdict | None:
+        if evidence.finished < self.warm_up or evidence.total_weight <= 0:
+            return None
+        return _met("consensus", evidence.leader_weight / evidence.total_weight, self.consensus)
+
+
+@dataclass(frozen=True, slots=True)
+class HopelessRule(_Rule):
+    """Gives up after `at` branches with neither agreement nor reward."""
+
+    name: ClassVar[str] = "hopeless"
+    threshold_field: ClassVar[str | None] = "agreement"
+    needs_answer: ClassVar[bool] = False
+    agreement: float = 0.1
+    reward: float = 0.2
+    at: int = 8
+
+    def inactive(self, evidence: Evidence) -> str | None:
+        return None if evidence.reward is not None else "there is no reward model"
+
+    def _verdict(self, evidence: Evidence) -> Verdict | None:
+        assert evidence.reward is not None
+        if evidence.finished < self.at or evidence.certaindex > self.agreement:
+            return None
+        return Verdict("hopeless", evidence.reward) if evidence.reward <= self.reward else None
+
+
+@dataclass(frozen=True, slots=True)
+class DynasorRule(_Rule):
+    """Stops once the answer of the full vote is known, or known with `confidence`: our default.
+
+    Beta and its like ask whether the leader would win an endless vote. The program's vote ends at
+    its maximum, so this asks whether the leader survives the branches left: the fewer they are, the
+    less agreement it takes, down to `decided` where nothing can change the vote.
+    """
 
     name: ClassVar[str] = "dynasor"
-    confidence: float = 0.93
-    min_branches: int = DEFAULT_MIN_BRANCHES
+    threshold_field: ClassVar[str | None] = "confidence"
+    confidence: float = 0.945
 
-    def __post_init__(self) -> None:
-        _check_fraction("confidence", self.confidence)
-        _check_minimum("min_branches", self.min_branches)
+    def inactive(self, evidence: Evidence) -> str | None:
+        return _counts_do_not_decide(evidence)
 
-    def decide(self, evidence: Evidence) -> Decision | None:
-        """Return a decision, the provable reason first, or None."""
-        if not _may_stop(evidence, self.min_branches):
-            return None
+    def _verdict(self, evidence: Evidence) -> Verdict | None:
         if _is_decided(evidence):
-            return _decision("decided", self.name, None, evidence)
-        confidence = majority_posterior(*_top_two(evidence))
-        if confidence < round(self.confidence, AGREEMENT_DIGITS):
-            return None
-        return _decision("certain", self.name, confidence, evidence)
+            return Verdict("decided")
+        survival = lead_survival(*_top_two(evidence), evidence.remaining)
+        return _met("certain", survival, self.confidence)
 
 
-_WITH_THRESHOLD: dict[str, Callable[..., StopRule]] = {
-    "dynasor": DynasorRule,
-    "threshold": ThresholdRule,
-    "beta": BetaRule,
+_RULES: dict[str, type[_Rule]] = {
+    rule.name: rule
+    for rule in (
+        DynasorRule,
+        ThresholdRule,
+        DecidedRule,
+        BetaRule,
+        DirichletRule,
+        EscRule,
+        SprtRule,
+        EProcessRule,
+        DeepConfRule,
+        HopelessRule,
+    )
 }
+RULES = tuple(_RULES)
 
 
 def make_rule(
@@ -133,33 +290,28 @@ def make_rule(
 ) -> StopRule:
     """Return the rule of this name; it never stops below `min_branches` finished branches.
 
-    `threshold` (0 to 1) is the certaindex for threshold and the posterior for beta and dynasor;
-    None means the rule's own. Raises ValueError naming the field.
+    `threshold` (0 to 1) is what the rule compares with: certaindex, posterior, consensus or
+    agreement; None means the rule's own. Raises ValueError naming the field.
     """
-    if name not in RULES:
+    if name not in _RULES:
         raise ValueError(f"rule must be one of {', '.join(RULES)}, not {name!r}")
-    if name == "decided":
-        if threshold is not None:
-            raise ValueError("threshold must be absent for rule 'decided', which has none")
-        return DecidedRule(min_branches)
-    make = partial(_WITH_THRESHOLD[name], min_branches=min_branches)
+    kind = _RULES[name]
+    rule = kind(min_branches=min_branches)
     if threshold is None:
-        return make()
-    _check_fraction("threshold", threshold)
-    return make(threshold)
+        return rule
+    if kind.threshold_field is None:
+        raise ValueError(f"threshold must be absent for rule {name!r}, which has none")
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold must be between 0 and 1, not {threshold}")
+    return replace(rule, **{kind.threshold_field: threshold})
 
 
-@lru_cache(maxsize=4096)
-def majority_posterior(leader: int, rival: int) -> float:
-    """Return P(X > 1/2) of X ~ Beta(leader + 1, rival + 1), exact and rounded to 1e-9."""
-    # 1 - I_0.5(a + 1, b + 1) is a binomial tail of a + b + 1 fair coins: exact in integers.
-    coins = leader + rival + 1
-    against = sum(math.comb(coins, heads) for heads in range(rival + 1))
-    return round(1 - against / (1 << coins), AGREEMENT_DIGITS)
-
-
-def _may_stop(evidence: Evidence, min_branches: int) -> bool:
-    return evidence.remaining > 0 and evidence.finished >= min_branches and len(evidence.counts) > 0
+def _met(
+    stop_reason: RuleStop, value: float, threshold: float, report: bool = True
+) -> Verdict | None:
+    if round(value, AGREEMENT_DIGITS) < round(threshold, AGREEMENT_DIGITS):
+        return None
+    return Verdict(stop_reason, value if report else None)
 
 
 def _top_two(evidence: Evidence) -> tuple[int, int]:
@@ -173,22 +325,5 @@ def _is_decided(evidence: Evidence) -> bool:
     return margin > 0 or (margin == 0 and evidence.leader_wins_ties)
 
 
-def _decision(
-    stop_reason: Literal["certain", "decided"],
-    rule: str,
-    confidence: float | None,
-    evidence: Evidence,
-) -> Decision:
-    return Decision(
-        stop_reason, rule, confidence, evidence.certaindex, evidence.counts, evidence.finished
-    )
-
-
-def _check_fraction(field: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{field} must be between 0 and 1, not {value}")
-
-
-def _check_minimum(field: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{field} must be at least 1, not {value}")
+def _counts_do_not_decide(evidence: Evidence) -> str | None:
+    return None if evidence.unit_votes else "votes are weighted"

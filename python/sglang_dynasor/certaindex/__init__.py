@@ -7,18 +7,37 @@ from sglang_dynasor.certaindex.answers import (
     check_pattern,
     extract_answer,
 )
+from sglang_dynasor.certaindex.combination import CombinedCertainty, combine
 from sglang_dynasor.certaindex.entropy import path_agreement, window_agreement
+from sglang_dynasor.certaindex.reward import (
+    REWARD_OF_ALGORITHM,
+    aggregate_reward,
+    normalised_reward,
+)
+from sglang_dynasor.certaindex.token_certainty import (
+    TokenCertainty,
+    TokenCertaintyFold,
+    keep_top_threshold,
+)
 from sglang_dynasor.certaindex.tracker import CertaindexTracker, Evidence, Vote
 
 __all__ = [
     "ANSWER_FORMATS",
     "MAX_PATTERN_LENGTH",
+    "REWARD_OF_ALGORITHM",
     "CertaindexTracker",
+    "CombinedCertainty",
     "Evidence",
+    "TokenCertainty",
+    "TokenCertaintyFold",
     "Vote",
+    "aggregate_reward",
     "canonical_key",
     "check_pattern",
+    "combine",
     "extract_answer",
+    "keep_top_threshold",
+    "normalised_reward",
     "path_agreement",
     "window_agreement",
 ]

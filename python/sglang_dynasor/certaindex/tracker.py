@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter, neg
 
 from sglang_dynasor.certaindex.canonical import canonical_key
 from sglang_dynasor.certaindex.entropy import agreement, c_log_c, path_agreement
+from sglang_dynasor.certaindex.reward import RewardAggregate, RewardTracker
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,11 @@ class Evidence:
     `remaining` branches add up to the program's maximum. `leader_wins_ties` says whether the
     leader still wins where the remaining branches lift another group just to its count: ties go
     to the group with the lowest branch index, and an unfinished branch may have a lower one.
+
+    `run` is the number of equal answers that finished last in a row, `run_is_leaders` whether they
+    are the leader's; `leader_order` is how many different answers had appeared when the leader's
+    first did. `leader_weight` and `total_weight` sum the branches' weights, and `unit_votes` says
+    whether each is 1. `reward` is the program's normalised reward (0 to 1), None without a model.
     """
 
     counts: tuple[int, ...]
@@ -39,6 +48,13 @@ class Evidence:
     certaindex: float
     leader_wins_ties: bool
     empty: int
+    run: int = 0
+    run_is_leaders: bool = False
+    leader_order: int = 1
+    leader_weight: float = 0.0
+    total_weight: float = 0.0
+    unit_votes: bool = True
+    reward: float | None = None
 
     def after_agreement(self, m: int) -> Evidence:
         """Return the evidence once the `m` lowest unfinished branches have voted for the leader.
@@ -60,13 +76,25 @@ class Evidence:
             certaindex=path_agreement((*counts, *[1] * self.empty)),
             leader_wins_ties=self.leader_wins_ties or not self.counts,
             empty=self.empty,
+            run=m + (self.run if self.run_is_leaders else 0),
+            run_is_leaders=True,
+            leader_order=self.leader_order,
+            leader_weight=self.leader_weight + m * self._mean_weight,
+            total_weight=self.total_weight + m * self._mean_weight,
+            unit_votes=self.unit_votes,
+            reward=self.reward,
         )
+
+    @property
+    def _mean_weight(self) -> float:
+        return self.total_weight / sum(self.counts) if self.counts else 1.0
 
 
 @dataclass(slots=True)
 class _Group:
     answer: str
     first_branch: int
+    order: int
     count: int = 0
     weight: float = 0.0
 
@@ -74,14 +102,29 @@ class _Group:
 class CertaindexTracker:
     """Groups the answers of a program's finished branches (paper section 3.1).
 
-    Each answer costs O(1) amortised: the groups' entropy is kept as a running sum.
+    Each answer costs O(1) amortised: the groups' entropy is kept as a running sum, their sizes in
+    a sorted list, and per size the lowest branches that reached it. `key_of` gives the group of an
+    answer; `reward` says how a program's rewards become one (paper B.1: mean for MCTS, max for
+    Rebase).
     """
 
-    def __init__(self, max_branches: int) -> None:
+    def __init__(
+        self,
+        max_branches: int,
+        key_of: Callable[[str], str] = canonical_key,
+        reward: RewardAggregate = "mean",
+    ) -> None:
         if max_branches < 1:
             raise ValueError(f"max_branches must be at least 1, not {max_branches}")
         self._max_branches = max_branches
+        self._key_of = key_of
+        self._rewards = RewardTracker(reward)
         self._groups: dict[str, _Group] = {}
+        self._sizes: list[int] = []  # falling
+        self._lowest_of_size: dict[int, list[_Group]] = {}
+        self._total_weight = 0.0
+        self._unit_votes = True
+        self._run: tuple[_Group | None, int] = (None, 0)
         self._leader: _Group | None = None
         self._finished: set[int] = set()
         self._lowest_unfinished = 0
@@ -103,8 +146,10 @@ class CertaindexTracker:
         """The group with most branches, ties to the lowest branch index; None without answers."""
         return None if self._leader is None else _vote(self._leader)
 
-    def add(self, branch: int, answer: str, weight: float = 1.0) -> None:
-        """Count the answer of a finished branch; "" where it gave none.
+    def add(
+        self, branch: int, answer: str, weight: float = 1.0, reward: float | None = None
+    ) -> None:
+        """Count the answer of a finished branch; "" where it gave none. `reward` is 0 to 1.
 
         Raises ValueError where `branch` is not within 0 and max_branches - 1, or came before.
         """
@@ -115,18 +160,35 @@ class CertaindexTracker:
         self._finished.add(branch)
         while self._lowest_unfinished in self._finished:
             self._lowest_unfinished += 1
-        key = canonical_key(answer)
+        if reward is not None:
+            self._rewards.add(reward)
+        key = self._key_of(answer)
         if not key:
             self._empty += 1
+            self._run = (None, 0)
             return
         group = self._groups.get(key)
         if group is None:
-            group = self._groups[key] = _Group(answer, branch)
+            group = self._groups[key] = _Group(answer, branch, len(self._groups) + 1)
+            self._sizes.append(0)
         elif branch < group.first_branch:
             group.answer, group.first_branch = answer, branch
-        group.count += 1
+        self._grow(group)
         group.weight += weight
-        self._sum_c_log_c += c_log_c(group.count) - c_log_c(group.count - 1)
+        self._total_weight += weight
+        self._unit_votes &= weight == 1
+        self._run = (group, self._run[1] + 1 if self._run[0] is group else 1)
+
+    def _grow(self, group: _Group) -> None:
+        size = group.count
+        # The first of the groups of this size: one more keeps the list falling.
+        self._sizes[bisect_left(self._sizes, -size, key=neg)] += 1
+        group.count = size + 1
+        self._sum_c_log_c += c_log_c(size + 1) - c_log_c(size)
+        lowest = self._lowest_of_size.setdefault(size + 1, [])
+        lowest.append(group)
+        lowest.sort(key=attrgetter("first_branch"))
+        del lowest[2:]
         if self._leader is None or _rank(group) < _rank(self._leader):
             self._leader = group
 
@@ -136,23 +198,33 @@ class CertaindexTracker:
 
     def evidence(self) -> Evidence:
         """Return what a stop rule may know now."""
-        counts = sorted([group.count for group in self._groups.values()], reverse=True)
+        leader = self._leader
         return Evidence(
-            counts=tuple(counts),
+            counts=tuple(self._sizes),
             finished=len(self._finished),
             remaining=self._max_branches - len(self._finished),
             certaindex=self.certaindex,
-            leader_wins_ties=self._leader_wins_ties(counts[1] if len(counts) > 1 else 0),
+            leader_wins_ties=self._leader_wins_ties(),
             empty=self._empty,
+            run=self._run[1],
+            run_is_leaders=self._run[0] is leader and leader is not None,
+            leader_order=leader.order if leader else 1,
+            leader_weight=leader.weight if leader else 0.0,
+            total_weight=self._total_weight,
+            unit_votes=self._unit_votes,
+            reward=self._rewards.value,
         )
 
-    def _leader_wins_ties(self, rival_count: int) -> bool:
+    def _leader_wins_ties(self) -> bool:
         # Only the largest rivals can tie with a leader that nobody can overtake. Without rivals
         # that is a new group, whose index is at best the lowest unfinished one.
         leader = self._leader
         if leader is None or leader.first_branch > self._lowest_unfinished:
             return False
-        rivals = [group for group in self._groups.values() if group.count == rival_count]
+        if len(self._sizes) < 2:
+            return True
+        # Whoever reached the runner-up's size and has left it is the leader: two names suffice.
+        rivals = self._lowest_of_size[self._sizes[1]]
         return all(leader.first_branch <= group.first_branch for group in rivals)
 
 

@@ -10,10 +10,11 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from sglang_dynasor.allocation import RuleStop
 from sglang_dynasor.certaindex import Vote
 
 BranchStop: TypeAlias = Literal["completed", "length", "cancelled", "aborted"]
-ProgramStop: TypeAlias = Literal["certain", "decided", "budget", "deadline", "completed", "aborted"]
+ProgramStop: TypeAlias = RuleStop | Literal["budget", "deadline", "completed", "aborted"]
 
 
 @dataclass(frozen=True, slots=True)

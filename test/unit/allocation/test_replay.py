@@ -58,7 +58,7 @@ def test_rounds_run_one_after_the_other() -> None:
 
 
 def test_samples_without_answers_give_none() -> None:
-    outcome = replay(samples_of(("", 5), ("", 7)), DecidedRule(1), FixedGrants((2,)))
+    outcome = replay(samples_of(("", 5), ("", 7)), DecidedRule(min_branches=1), FixedGrants((2,)))
     assert (outcome.answer, outcome.decision, outcome.tokens) == ("", None, 12)
     assert full_vote(samples_of(("", 5), ("", 7))) == ""
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,20 +14,35 @@ from sglang_dynasor.allocation import (
     BetaRule,
     DecidedRule,
     Decision,
+    DeepConfRule,
+    DirichletRule,
     DynasorRule,
+    EProcessRule,
+    EscRule,
+    HopelessRule,
+    SprtRule,
     StopRule,
     ThresholdRule,
     make_rule,
 )
-from sglang_dynasor.allocation.rules import majority_posterior
+from sglang_dynasor.allocation.posteriors import majority_posterior
 from sglang_dynasor.certaindex import CertaindexTracker, Evidence, path_agreement
 
 reproducible = settings(derandomize=True, deadline=None, max_examples=300)
 
 
-def evidence_of(*counts: int, remaining: int = 100, empty: int = 0, ties: bool = True) -> Evidence:
+def evidence_of(
+    *counts: int, remaining: int = 100, empty: int = 0, ties: bool = True, **more: Any
+) -> Evidence:
+    """Groups of unit votes; a single group's answers came in a row."""
     certaindex = path_agreement((*counts, *[1] * empty))
-    return Evidence(counts, sum(counts) + empty, remaining, certaindex, ties, empty)
+    given = {
+        "run": counts[0] if len(counts) == 1 else 0,
+        "leader_weight": counts[0] if counts else 0.0,
+        "total_weight": sum(counts),
+    }
+    finished = sum(counts) + empty
+    return Evidence(counts, finished, remaining, certaindex, ties, empty, **given | more)
 
 
 def winner(answers: dict[int, str]) -> str | None:
@@ -98,7 +114,44 @@ def test_the_majority_posterior_is_the_beta_tail(leader: int, rival: int) -> Non
         (DecidedRule(), evidence_of(5, 1, remaining=5), None),
         (DecidedRule(), evidence_of(4, remaining=4), "decided"),
         (DecidedRule(), evidence_of(4, remaining=4, ties=False), None),
-        (DynasorRule(), evidence_of(3), "certain"),
+        (DecidedRule(), evidence_of(5, 1, remaining=3, unit_votes=False), None),
+        (DirichletRule(), evidence_of(4), "certain"),
+        (DirichletRule(), evidence_of(3), None),
+        (DirichletRule(), evidence_of(6, 1), "certain"),
+        (DirichletRule(), evidence_of(5, 1, 1), None),
+        (EscRule(), evidence_of(5), "certain"),
+        (EscRule(), evidence_of(4), None),
+        (EscRule(), evidence_of(6), None),
+        (EscRule(), evidence_of(7, 3, run=5), "certain"),
+        (EscRule(), evidence_of(7, 3, run=4), None),
+        (EscRule(window=3), evidence_of(3), "certain"),
+        (SprtRule(), evidence_of(6), None),
+        (SprtRule(), evidence_of(7), "certain"),
+        (SprtRule(), evidence_of(8, 1), None),
+        (SprtRule(), evidence_of(9, 1), "certain"),
+        (SprtRule(0.9), evidence_of(5), "certain"),
+        (EProcessRule(), evidence_of(8), None),
+        (EProcessRule(), evidence_of(9), "certain"),
+        (EProcessRule(), evidence_of(10, 1, leader_order=2), None),
+        (DeepConfRule(), evidence_of(4), "consensus"),
+        (DeepConfRule(), evidence_of(3), None),
+        (DeepConfRule(), evidence_of(18, 2), None),
+        (DeepConfRule(), evidence_of(18, 2, leader_weight=19), "consensus"),
+        (DeepConfRule(), evidence_of(5, leader_weight=0.0, total_weight=0.0), None),
+        (HopelessRule(), evidence_of(*[1] * 8, reward=0.2), "hopeless"),
+        (HopelessRule(), evidence_of(*[1] * 8, reward=0.21), None),
+        (HopelessRule(), evidence_of(*[1] * 7, reward=0.1), None),
+        (HopelessRule(), evidence_of(7, 1, reward=0.1), None),
+        (HopelessRule(), evidence_of(empty=8, reward=0.0), "hopeless"),
+        (HopelessRule(), evidence_of(*[1] * 8), None),
+        (DynasorRule(), evidence_of(3, remaining=37), None),
+        (DynasorRule(), evidence_of(4, remaining=36), "certain"),
+        (DynasorRule(), evidence_of(3, remaining=13), "certain"),
+        (DynasorRule(), evidence_of(3, remaining=5), "certain"),
+        (DynasorRule(), evidence_of(5, 1, remaining=34), "certain"),
+        (DynasorRule(), evidence_of(4, 1, remaining=11), None),
+        (DynasorRule(), evidence_of(4, 1, remaining=3, ties=False), "certain"),
+        (DynasorRule(), evidence_of(3, remaining=5, unit_votes=False), None),
         (DynasorRule(), evidence_of(2, 1), None),
         (DynasorRule(), evidence_of(3, 2, remaining=1), "decided"),
         (DynasorRule(), evidence_of(3, 2, remaining=2), None),
@@ -113,13 +166,36 @@ def test_a_rule_stops_exactly_where_its_condition_holds(
     assert decision is None or decision.rule == rule.name
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", [name for name in RULES if name != "hopeless"])
 def test_no_rule_stops_below_min_branches_or_without_an_answer_or_a_branch_left(name: str) -> None:
-    rule = make_rule(name, min_branches=7)
-    assert rule.decide(evidence_of(6, remaining=1)) is None
-    assert rule.decide(evidence_of(7, remaining=1)) is not None
-    assert rule.decide(evidence_of(7, remaining=0)) is None
+    rule = make_rule(name, min_branches=15)
+    assert rule.decide(evidence_of(14, remaining=6)) is None
+    assert rule.decide(evidence_of(15, remaining=6)) is not None
+    assert rule.decide(evidence_of(20, remaining=0)) is None
     assert rule.decide(evidence_of(empty=20, remaining=1)) is None
+
+
+def test_hopeless_holds_to_min_branches_and_to_branches_left() -> None:
+    rule = make_rule("hopeless", min_branches=15)
+    assert rule.decide(evidence_of(*[1] * 14, reward=0.0)) is None
+    assert rule.decide(evidence_of(*[1] * 15, reward=0.0)) is not None
+    assert rule.decide(evidence_of(*[1] * 15, reward=0.0, remaining=0)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "evidence", "reason"),
+    [
+        ("hopeless", evidence_of(5), "there is no reward model"),
+        ("decided", evidence_of(5, unit_votes=False), "votes are weighted"),
+        ("dynasor", evidence_of(5, unit_votes=False), "votes are weighted"),
+        ("decided", evidence_of(5), None),
+        ("beta", evidence_of(5, unit_votes=False), None),
+    ],
+)
+def test_a_rule_that_cannot_judge_says_why(
+    name: str, evidence: Evidence, reason: str | None
+) -> None:
+    assert make_rule(name).inactive(evidence) == reason
 
 
 def test_a_decision_carries_its_evidence_as_json() -> None:
@@ -138,13 +214,13 @@ def test_a_decision_carries_its_evidence_as_json() -> None:
 @pytest.mark.parametrize(
     ("name", "threshold", "rule"),
     [
-        ("dynasor", None, DynasorRule(0.93, 3)),
-        ("dynasor", 0.99, DynasorRule(0.99, 3)),
-        ("threshold", None, ThresholdRule(0.7, 5, 3)),
-        ("threshold", 0.0, ThresholdRule(0.0, 5, 3)),
-        ("decided", None, DecidedRule(3)),
-        ("beta", None, BetaRule(0.95, 3)),
-        ("beta", 0.9, BetaRule(0.9, 3)),
+        ("dynasor", None, DynasorRule(0.945)),
+        ("dynasor", 0.99, DynasorRule(0.99)),
+        ("threshold", None, ThresholdRule(0.7, 5)),
+        ("threshold", 0.0, ThresholdRule(0.0, 5)),
+        ("decided", None, DecidedRule()),
+        ("beta", None, BetaRule(0.95)),
+        ("beta", 0.9, BetaRule(0.9)),
     ],
 )
 def test_make_rule_gives_the_named_rule(name: str, threshold: float | None, rule: StopRule) -> None:
