@@ -1,4 +1,4 @@
-"""`sglang-dynasor`: demo, serve, doctor, models."""
+"""`sglang-dynasor`: demo, serve, calibrate, doctor, models."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from sglang_dynasor import calibrate
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--output-dir", type=Path, default=Path("demo-output"), help="for the chart")
     demo.set_defaults(run=_demo)
+
+    calibrate.add_parser(commands)
     return parser
 
 

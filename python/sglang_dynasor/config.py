@@ -14,10 +14,14 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sglang_dynasor.allocation import RULES, make_rule, parse_grants
+from sglang_dynasor.allocation.profile import CalibrationProfile
 from sglang_dynasor.errors import describe_validation_error
 
 CONFIG_VARIABLE = "SGLANG_DYNASOR_CONFIG"
 SWITCH_VARIABLE = "SGLANG_DYNASOR"
+
+# With the size of the full vote, which is what the promise of a profile is about.
+_FROM_PROFILE = ("rule", "threshold", "min_branches", "max_branches")
 
 
 class DynasorConfig(BaseModel):
@@ -45,6 +49,22 @@ class DynasorConfig(BaseModel):
         description="prompts at least this long are prefilled once: siblings wait for the first "
         "branch, tokens; 0: never wait",
     )
+    profile: str = Field(
+        "",
+        description="file of `sglang-dynasor calibrate`: gives rule, threshold and branches that "
+        "are not set",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_profile(cls, given: dict[str, Any]) -> dict[str, Any]:
+        path = given.get("profile")
+        if not isinstance(path, str) or not path:
+            return given
+        profile = CalibrationProfile.read(path)
+        if given.get("rule", profile.rule) != profile.rule:
+            raise ValueError(f"rule: {given['rule']!r}, but profile {path} is for {profile.rule!r}")
+        return {name: getattr(profile, name) for name in _FROM_PROFILE} | given
 
     @model_validator(mode="after")
     def _check_combination(self) -> DynasorConfig:
@@ -69,20 +89,24 @@ class DynasorConfig(BaseModel):
     @classmethod
     def from_environment(cls) -> DynasorConfig:
         """Read the variable every engine process inherits. Raises ValueError if malformed."""
-        text = os.environ.get(CONFIG_VARIABLE, "")
-        if not text:
-            return cls()
-        try:
-            fields = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{CONFIG_VARIABLE} is not JSON: {error}") from None
-        if not isinstance(fields, dict):
-            raise ValueError(f"{CONFIG_VARIABLE} must be a JSON object")
-        return cls.parse(fields)
+        return cls.parse(_environment_fields())
 
     def to_environment(self) -> None:
         """Publish to the processes started from here on."""
-        os.environ[CONFIG_VARIABLE] = self.model_dump_json(exclude_defaults=True)
+        os.environ[CONFIG_VARIABLE] = self.model_dump_json(exclude_unset=True)
+
+
+def _environment_fields() -> dict[str, Any]:
+    text = os.environ.get(CONFIG_VARIABLE, "")
+    if not text:
+        return {}
+    try:
+        fields = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{CONFIG_VARIABLE} is not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"{CONFIG_VARIABLE} must be a JSON object")
+    return fields
 
 
 def is_enabled() -> bool:
@@ -122,4 +146,4 @@ def from_flags(namespace: argparse.Namespace) -> DynasorConfig:
         for key, value in vars(namespace).items()
         if key.startswith("dynasor_")
     }
-    return DynasorConfig.parse({**DynasorConfig.from_environment().model_dump(), **given})
+    return DynasorConfig.parse({**_environment_fields(), **given})

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import pkgutil
+import warnings
 from typing import Any
 
 from sglang_dynasor import plugin
-from sglang_dynasor.config import is_enabled
+from sglang_dynasor.allocation.profile import CalibrationProfile, checkpoint_hash
+from sglang_dynasor.config import DynasorConfig, is_enabled
 
 # Module globals that must be our class, per process that reports.
 _SCHEDULER_TARGETS = ("sglang.srt.managers.scheduler.Scheduler",)
@@ -103,6 +105,22 @@ def refuse_unsupported(server_args: Any) -> None:
         )
 
 
+def warn_of_profile_mismatch(model_path: str) -> None:
+    """Warn where the calibration profile was made for another model or checkpoint.
+
+    Not by log: an offline engine shows none below errors.
+    """
+    path = DynasorConfig.from_environment().profile
+    if not path:
+        return
+    profile = CalibrationProfile.read(path)
+    # The hash reads all weights: only where the profile has one to compare with.
+    checkpoint = checkpoint_hash(model_path) if profile.checkpoint_sha256 else None
+    sentence = profile.mismatch(model_path, checkpoint)
+    if sentence:
+        warnings.warn(f"{sentence}: its promise does not hold here", stacklevel=2)
+
+
 def launch_verified(original: Any, *args: Any, **kwargs: Any) -> Any:
     """Around `Engine._launch_subprocesses`: refuse early, then verify what was started.
 
@@ -123,4 +141,5 @@ def launch_verified(original: Any, *args: Any, **kwargs: Any) -> Any:
 
         kill_process_tree(os.getpid(), include_parent=False)
         raise
+    warn_of_profile_mismatch(server_args.model_path)
     return launched

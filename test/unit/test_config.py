@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
+from sglang_dynasor.allocation.profile import CalibrationProfile
 from sglang_dynasor.config import (
     CONFIG_VARIABLE,
     SWITCH_VARIABLE,
@@ -27,6 +30,7 @@ GOOD: dict[str, Any] = {
     "grants": "4,2",
     "pattern_time_limit_ms": 7,
     "prefix_hold_tokens": 0,
+    "profile": "",
 }
 BAD = [
     ("rule", "unknown"),
@@ -44,6 +48,8 @@ BAD = [
     ("pattern_time_limit_ms", 10_001),
     ("prefix_hold_tokens", -1),
     ("prefix_hold_tokens", 1.5),
+    ("profile", 3),
+    ("profile", "no/such/file.json"),
     ("unheard_of", 1),
 ]
 
@@ -108,6 +114,57 @@ def test_a_variable_that_is_no_json_object_is_refused_by_name(
 def test_a_threshold_for_a_rule_without_one_is_refused() -> None:
     with pytest.raises(ValueError, match="threshold"):
         DynasorConfig.parse({"rule": "decided", "threshold": 0.5})
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> str:
+    path = tmp_path / "profile.json"
+    CalibrationProfile(
+        model="tiny",
+        checkpoint_sha256=None,
+        rule="beta",
+        threshold=0.8,
+        min_branches=4,
+        max_branches=8,
+        max_harm=0.01,
+        confidence=0.95,
+        problems=300,
+        harm=0,
+        harm_bound=0.00994,
+        tokens_saved=0.5,
+        created=date(2026, 1, 2),
+    ).write(path)
+    return str(path)
+
+
+def test_a_profile_fills_what_is_not_set_and_yields_to_what_is(profile: str) -> None:
+    filled = DynasorConfig.parse({"profile": profile})
+    assert (filled.rule, filled.threshold) == ("beta", 0.8)
+    assert (filled.min_branches, filled.max_branches) == (4, 8)
+    given = {"rule": "beta", "threshold": 0.9, "min_branches": 3, "max_branches": 16}
+    kept = DynasorConfig.parse({"profile": profile, **given})
+    assert kept.model_dump(include=set(given)) == given
+
+
+def test_a_default_that_was_set_against_a_profile_reaches_the_engines_processes(
+    profile: str,
+) -> None:
+    config = DynasorConfig.parse({"profile": profile, "min_branches": 3})
+    config.to_environment()
+    assert DynasorConfig.from_environment() == config
+
+
+def test_a_profile_flag_is_not_contradicted_by_unset_defaults_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch, profile: str
+) -> None:
+    monkeypatch.setenv(CONFIG_VARIABLE, '{"min_branches": 2}')
+    config = parse_flags("--dynasor-profile", profile)
+    assert (config.rule, config.min_branches) == ("beta", 2)
+
+
+def test_a_rule_that_contradicts_the_profile_is_refused_naming_both(profile: str) -> None:
+    with pytest.raises(ValueError, match=r"'dynasor', but profile .* is for 'beta'"):
+        DynasorConfig.parse({"profile": profile, "rule": "dynasor"})
 
 
 def test_settings_cannot_change_under_a_running_engine() -> None:

@@ -37,6 +37,7 @@ RANKS = {
     "launch_server": 9,
     "doctor": 9,
     "demo_report": 9,
+    "calibrate": 10,
     "demo": 10,
     "cli": 11,
     "": 12,  # the package itself re-exports

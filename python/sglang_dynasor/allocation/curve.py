@@ -42,7 +42,7 @@ def fixed_curve(
         keys = [canonical_key(sample.answer) for sample in samples]
         gold_key = canonical_key(gold)
         for start in range(len(keys)):
-            leaders = _leaders([*keys[start:], *keys[:start]][:max_k])
+            leaders = vote_leaders([*keys[start:], *keys[:start]][:max_k])
             for index, leader in enumerate(leaders):
                 accuracy[index] += (leader == gold_key) / len(keys)
     problems = len(golds)
@@ -58,7 +58,7 @@ def cheapest_equal(curve: Sequence[CurvePoint], accuracy: float) -> CurvePoint |
     return min(equal, key=lambda point: point.tokens, default=None)
 
 
-def _leaders(keys: Sequence[str]) -> list[str | None]:
+def vote_leaders(keys: Sequence[str]) -> list[str | None]:
     """Return the winning key after each vote; ties to the earliest, empty keys win nothing."""
     counts: Counter[str] = Counter()
     first: dict[str, int] = {}

@@ -9,18 +9,19 @@ from typing import Literal
 from sglang_dynasor.allocation.decision import Decision
 from sglang_dynasor.allocation.grants import GrantPolicy
 from sglang_dynasor.allocation.rules import StopRule
-from sglang_dynasor.certaindex.tracker import CertaindexTracker
+from sglang_dynasor.certaindex.tracker import CertaindexTracker, Evidence
 
 Order = Literal["sequential", "concurrent"]
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One recorded branch; `correct` is the trace's own label, where it has one."""
+    """One recorded branch, with the trace's own label and a reward (0 to 1) where it has them."""
 
     answer: str
     n_tokens: int
     correct: bool | None = None
+    reward: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,9 @@ def replay(
     sequential: they finish in sample order, and a branch behind the stop was never started.
     Raises ValueError without samples or for an unknown order.
     """
-    if order not in ("sequential", "concurrent"):
+    if order == "sequential":
+        return replay_in_order(SamplesInOrder(samples), rule, grants)
+    if order != "concurrent":
         raise ValueError(f"order must be sequential or concurrent, not {order!r}")
     tracker = CertaindexTracker(len(samples))
     decision: Decision | None = None
@@ -62,19 +65,16 @@ def replay(
     while decision is None and started < len(samples):
         granted = range(started, started + grants.next_grant(tracker.evidence(), rounds))
         rounds += 1
-        finish_order = list(granted)
-        if order == "concurrent":
-            finish_order.sort(key=lambda branch: samples[branch].n_tokens)
+        finish_order = sorted(granted, key=lambda branch: samples[branch].n_tokens)
         ended = 0
         while decision is None and ended < len(finish_order):
             branch = finish_order[ended]
             ended += 1
-            tracker.add(branch, samples[branch].answer)
+            tracker.add(branch, samples[branch].answer, reward=samples[branch].reward)
             decision = rule.decide(tracker.evidence())
         spent = [samples[branch].n_tokens for branch in finish_order[:ended]]
         round_length = max(spent)
-        if order == "concurrent":
-            spent += [round_length] * (len(finish_order) - ended)
+        spent += [round_length] * (len(finish_order) - ended)
         started += len(spent)
         tokens += sum(spent)
         critical_path += round_length
@@ -84,6 +84,50 @@ def replay(
         tokens=tokens,
         branches_started=started,
         branches_finished=tracker.finished,
+        rounds=rounds,
+        critical_path_tokens=critical_path,
+    )
+
+
+class SamplesInOrder:
+    """Samples that finish in their order: what is known after each, shared by all rules."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        """Raises ValueError without samples."""
+        self.samples = samples
+        self._tracker = CertaindexTracker(len(samples))
+        self._known = [(self._tracker.evidence(), "")]
+
+    def after(self, finished: int) -> tuple[Evidence, str]:
+        """Return the evidence and the leading answer once the first `finished` have ended."""
+        while len(self._known) <= finished:
+            branch = len(self._known) - 1
+            sample = self.samples[branch]
+            self._tracker.add(branch, sample.answer, reward=sample.reward)
+            leader = self._tracker.leader
+            self._known.append((self._tracker.evidence(), leader.answer if leader else ""))
+        return self._known[finished]
+
+
+def replay_in_order(known: SamplesInOrder, rule: StopRule, grants: GrantPolicy) -> Outcome:
+    """`replay` in sequential order; several rules may share one `known`."""
+    samples = known.samples
+    decision: Decision | None = None
+    finished = rounds = critical_path = 0
+    while decision is None and finished < len(samples):
+        granted_to = finished + grants.next_grant(known.after(finished)[0], rounds)
+        rounds += 1
+        begun = finished
+        while decision is None and finished < granted_to:
+            finished += 1
+            decision = rule.decide(known.after(finished)[0])
+        critical_path += max(sample.n_tokens for sample in samples[begun:finished])
+    return Outcome(
+        answer=known.after(finished)[1],
+        decision=decision,
+        tokens=sum(sample.n_tokens for sample in samples[:finished]),
+        branches_started=finished,
+        branches_finished=finished,
         rounds=rounds,
         critical_path_tokens=critical_path,
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, fields, replace
-from typing import ClassVar, Protocol
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Protocol
 
 from sglang_dynasor.allocation.decision import Decision, RuleStop
 from sglang_dynasor.allocation.posteriors import (
@@ -56,6 +56,8 @@ class _Rule(ABC):
 
     def __post_init__(self) -> None:
         for name, value in ((item.name, getattr(self, item.name)) for item in fields(self)):
+            if isinstance(value, bool):
+                continue
             if isinstance(value, int):
                 if value < 1:
                     raise ValueError(f"{name} must be at least 1, not {value}")
@@ -88,15 +90,19 @@ class _Rule(ABC):
 
 @dataclass(frozen=True, slots=True)
 class ThresholdRule(_Rule):
-    """Stops at a certaindex of `threshold` (0 to 1) from `at` branches on (paper section 3.2)."""
+    """Stops at a certaindex of `threshold` (0 to 1) from `at` branches on (paper section 3.2).
+
+    Without `recheck` it measures once, at `at`, as the paper's static policy does.
+    """
 
     name: ClassVar[str] = "threshold"
     threshold_field: ClassVar[str | None] = "threshold"
     threshold: float = 0.7
     at: int = 5
+    recheck: bool = True
 
     def _verdict(self, evidence: Evidence) -> Verdict | None:
-        if evidence.finished < self.at:
+        if evidence.finished < self.at or (evidence.finished > self.at and not self.recheck):
             return None
         return _met("certain", evidence.certaindex, self.threshold, report=False)
 
@@ -146,6 +152,9 @@ class DirichletRule(_Rule):
 
     def _verdict(self, evidence: Evidence) -> Verdict | None:
         counts = evidence.counts if len(evidence.counts) > 1 else (*evidence.counts, 0)
+        # To be the largest it must beat the runner-up: that bound costs far less than the integral.
+        if _met("certain", majority_posterior(*_top_two(evidence)), self.confidence) is None:
+            return None
         return _met("certain", largest_share_posterior(counts), self.confidence)
 
 
@@ -296,14 +305,14 @@ def make_rule(
     if name not in _RULES:
         raise ValueError(f"rule must be one of {', '.join(RULES)}, not {name!r}")
     kind = _RULES[name]
-    rule = kind(min_branches=min_branches)
     if threshold is None:
-        return rule
+        return kind(min_branches=min_branches)
     if kind.threshold_field is None:
         raise ValueError(f"threshold must be absent for rule {name!r}, which has none")
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold must be between 0 and 1, not {threshold}")
-    return replace(rule, **{kind.threshold_field: threshold})
+    options: dict[str, Any] = {kind.threshold_field: threshold, "min_branches": min_branches}
+    return kind(**options)
 
 
 def _met(

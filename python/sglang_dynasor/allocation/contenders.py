@@ -1,0 +1,246 @@
+"""Replays of many rules over many shuffles of recorded problems, on the same samples."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from sglang_dynasor.allocation.curve import CurvePoint, cheapest_equal, vote_leaders
+from sglang_dynasor.allocation.grants import AdaptiveGrants, FixedGrants, GrantPolicy
+from sglang_dynasor.allocation.replay import (
+    Order,
+    Outcome,
+    Sample,
+    SamplesInOrder,
+    replay,
+    replay_in_order,
+)
+from sglang_dynasor.allocation.rules import (
+    BetaRule,
+    DecidedRule,
+    DirichletRule,
+    DynasorRule,
+    EProcessRule,
+    EscRule,
+    HopelessRule,
+    SprtRule,
+    StopRule,
+    ThresholdRule,
+)
+from sglang_dynasor.allocation.traces import TraceProblem, TraceSample
+from sglang_dynasor.certaindex import canonical_key, normalised_reward
+
+BOOTSTRAP_SAMPLES = 1000
+_INTERVAL_PERCENT = (2.5, 97.5)
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A stop rule with the grants it is used with."""
+
+    rule: StopRule
+    grants: GrantPolicy
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether only one branch runs at any time, so that the order of finishing is given."""
+        return self.grants == FixedGrants((1,))
+
+
+def contenders(max_branches: int) -> dict[str, Contender]:
+    """Every rule in the form its authors use it, and ours as shipped; none is tuned to a file."""
+    one_at_a_time = FixedGrants((1,))
+    esc, decided, dynasor = EscRule(), DecidedRule(), DynasorRule()
+    return {
+        "threshold": Contender(
+            ThresholdRule(recheck=False), FixedGrants((5, max(1, max_branches - 5)))
+        ),
+        "threshold_every_step": Contender(ThresholdRule(), one_at_a_time),
+        "esc": Contender(esc, FixedGrants((esc.window,))),
+        "adaptive_consistency": Contender(BetaRule(), one_at_a_time),
+        "dirichlet": Contender(DirichletRule(), one_at_a_time),
+        "sprt": Contender(SprtRule(), one_at_a_time),
+        "e_process": Contender(EProcessRule(), one_at_a_time),
+        "hopeless": Contender(HopelessRule(), one_at_a_time),
+        "decided": Contender(decided, AdaptiveGrants(decided)),
+        "dynasor": Contender(dynasor, AdaptiveGrants(dynasor)),
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Means over problems and shuffles; shares are fractions, the rest is per problem.
+
+    `harm`: the full vote is right and the rule wrong; `gain`: the reverse; `disagreements`: other
+    answers than the full vote's. `critical_path` is the longest token path in mean branch lengths.
+    """
+
+    accuracy: float
+    harm: float
+    gain: float
+    disagreements: float
+    tokens: float
+    samples: float
+    rounds: float
+    critical_path: float
+
+
+_FIELDS = tuple(field.name for field in fields(Figures))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the contenders did on the same shuffles.
+
+    `per_problem` holds, by contender, a problems x figures array of means over shuffles;
+    `fixed`, the full vote, is one of them. `curve` is the fixed vote by number of branches.
+    """
+
+    per_problem: dict[str, np.ndarray]
+    curve: list[CurvePoint]
+
+    def figures(self, name: str) -> Figures:
+        """The means of one contender, or of `fixed`."""
+        return Figures(*(float(value) for value in self.per_problem[name].mean(axis=0)))
+
+    def row(self, name: str) -> dict[str, float]:
+        """The figures of one contender with both savings."""
+        figures = self.figures(name)
+        equal = cheapest_equal(self.curve, figures.accuracy) or self.curve[-1]
+        row = {field: getattr(figures, field) for field in _FIELDS}
+        row["tokens_saved"] = 1 - figures.tokens / self.figures("fixed").tokens
+        row["tokens_saved_vs_equal"] = 1 - figures.tokens / equal.tokens
+        return row
+
+    def interval(self, name: str, seed: int = 0) -> dict[str, tuple[float, float]]:
+        """95% bootstrap intervals over whole problems: a problem's shuffles are not new data."""
+        rows, fixed = self.per_problem[name], self.per_problem["fixed"]
+        problems = len(rows)
+        drawn = np.random.default_rng(seed).multinomial(
+            problems, np.full(problems, 1 / problems), BOOTSTRAP_SAMPLES
+        )
+        tokens = _FIELDS.index("tokens")
+        samples = {
+            "accuracy": drawn @ rows[:, 0] / problems,
+            "harm": drawn @ rows[:, 1] / problems,
+            "tokens_saved": 1 - (drawn @ rows[:, tokens]) / (drawn @ fixed[:, tokens]),
+        }
+        return {
+            field: (float(low), float(high))
+            for field, (low, high) in (
+                (field, np.percentile(values, _INTERVAL_PERCENT))
+                for field, values in samples.items()
+            )
+        }
+
+
+def compare(
+    problems: Sequence[TraceProblem],
+    contending: Mapping[str, Contender],
+    max_branches: int,
+    seeds: int,
+    order: Order,
+) -> Comparison:
+    """Replay every contender on `seeds` shuffles of every problem.
+
+    Raises ValueError where a problem has fewer than `max_branches` samples.
+    """
+    names = ("fixed", *contending)
+    rows: dict[str, list[list[float]]] = {name: [] for name in names}
+    correct_by_k = np.zeros(max_branches)
+    tokens_per_branch = 0.0
+    for problem in problems:
+        if len(problem.samples) < max_branches:
+            raise ValueError(
+                f"problem {problem.id} has {len(problem.samples)} samples, fewer than "
+                f"max_branches {max_branches}"
+            )
+        totals = {name: np.zeros(len(_FIELDS)) for name in names}
+        shuffles = _Shuffles(problem, max_branches)
+        tokens_per_branch += shuffles.mean_tokens
+        for seed in range(seeds):
+            samples = shuffles.draw(seed)
+            leaders = vote_leaders([shuffles.keys[sample.answer] for sample in samples])
+            full = leaders[-1]
+            correct_by_k += [leader in shuffles.right for leader in leaders]
+            totals["fixed"] += shuffles.figures(_everything(samples, full), full)
+            known = SamplesInOrder(samples)
+            for name, contender in contending.items():
+                if order == "sequential":
+                    outcome = replay_in_order(known, contender.rule, contender.grants)
+                else:
+                    outcome = replay(samples, contender.rule, contender.grants, order)
+                totals[name] += shuffles.figures(outcome, full)
+        for name, total in totals.items():
+            rows[name].append(list(total / seeds))
+    runs = len(problems) * seeds
+    curve = [
+        CurvePoint(k, float(correct_by_k[k - 1]) / runs, k * tokens_per_branch / len(problems))
+        for k in range(1, max_branches + 1)
+    ]
+    return Comparison({name: np.array(values) for name, values in rows.items()}, curve)
+
+
+def merged(parts: Sequence[Comparison], sizes: Sequence[int]) -> Comparison:
+    """Join comparisons of disjoint sets of problems, of `sizes` problems each."""
+    problems = sum(sizes)
+    curve = [
+        CurvePoint(
+            points[0].k,
+            sum(p.accuracy * n for p, n in zip(points, sizes, strict=True)) / problems,
+            sum(p.tokens * n for p, n in zip(points, sizes, strict=True)) / problems,
+        )
+        for points in zip(*(part.curve for part in parts), strict=True)
+    ]
+    names = parts[0].per_problem
+    rows = {name: np.concatenate([part.per_problem[name] for part in parts]) for name in names}
+    return Comparison(rows, curve)
+
+
+class _Shuffles:
+    """The samples of one problem in random orders, and which answers are right."""
+
+    def __init__(self, problem: TraceProblem, max_branches: int) -> None:
+        self._id = problem.id
+        self._max_branches = max_branches
+        self._samples = [_sample(recorded) for recorded in problem.samples]
+        self.keys = {sample.answer: canonical_key(sample.answer) for sample in problem.samples}
+        # A trace's own labels, where it has them, know more than the spelling of the gold answer.
+        self.right = {self.keys[sample.answer] for sample in problem.samples if sample.correct}
+        if all(sample.correct is None for sample in problem.samples):
+            self.right = {canonical_key(problem.gold)}
+        self.right.discard("")
+        self.mean_tokens = sum(sample.n_tokens for sample in problem.samples) / len(self._samples)
+
+    def draw(self, seed: int) -> list[Sample]:
+        return random.Random(f"{seed}:{self._id}").sample(self._samples, self._max_branches)
+
+    def figures(self, outcome: Outcome, full: str | None) -> list[float]:
+        """One row in the order of `Figures`."""
+        key = self.keys.get(outcome.answer) or None
+        right, full_right = key in self.right, full in self.right
+        return [
+            float(right),
+            float(full_right and not right),
+            float(right and not full_right),
+            float(key != full),
+            outcome.tokens,
+            outcome.branches_finished,
+            outcome.rounds,
+            outcome.critical_path_tokens / self.mean_tokens,
+        ]
+
+
+def _sample(recorded: TraceSample) -> Sample:
+    reward = None if recorded.reward is None else normalised_reward(recorded.reward)
+    return Sample(recorded.answer, recorded.n_tokens, recorded.correct, reward)
+
+
+def _everything(samples: Sequence[Sample], full: str | None) -> Outcome:
+    """The fixed maximum: every branch at once."""
+    lengths = [sample.n_tokens for sample in samples]
+    answer = next((s.answer for s in samples if full and canonical_key(s.answer) == full), "")
+    return Outcome(answer, None, sum(lengths), len(lengths), len(lengths), 1, max(lengths))

@@ -1,0 +1,97 @@
+"""Calibration profiles: a stop rule's setting, what it promises, and the model it holds for."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import date
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sglang_dynasor.allocation.rules import make_rule
+from sglang_dynasor.errors import describe_validation_error
+
+_BLOCK_BYTES = 1 << 20
+
+
+class CalibrationProfile(BaseModel):
+    """What `sglang-dynasor calibrate` found; settings take rule, threshold and branches from it.
+
+    `harm` of `problems` were answered wrongly where the vote of all `max_branches` was right;
+    with `confidence`, at most the share `max_harm` of all problems of the kind is. `harm_bound`
+    is this one setting's exact one-sided upper bound. Fractions are from 0 to 1; `tokens_saved`
+    is against all branches, measured on the calibration's own problems.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    version: Literal[1] = 1
+    model: str = Field(min_length=1)
+    checkpoint_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    rule: str
+    threshold: float = Field(ge=0, le=1)
+    min_branches: int = Field(ge=1, le=512)
+    max_branches: int = Field(ge=1, le=512)
+    max_harm: float = Field(gt=0, lt=1)
+    confidence: float = Field(gt=0, lt=1)
+    problems: int = Field(ge=1)
+    harm: int = Field(ge=0)
+    harm_bound: float = Field(ge=0, le=1)
+    tokens_saved: float = Field(ge=0, le=1)
+    created: date
+
+    @model_validator(mode="after")
+    def _check_rule(self) -> CalibrationProfile:
+        make_rule(self.rule, threshold=self.threshold, min_branches=self.min_branches)
+        return self
+
+    @classmethod
+    def read(cls, path: Path | str) -> CalibrationProfile:
+        """Read a profile file. Raises ValueError naming the file and each wrong field."""
+        try:
+            return cls.model_validate_json(Path(path).read_bytes())
+        except OSError as error:
+            raise ValueError(f"profile {path}: {error.strerror}") from None
+        except ValidationError as error:
+            raise ValueError(f"profile {path}: {describe_validation_error(error)}") from None
+
+    def write(self, path: Path | str) -> None:
+        """Write as JSON. Raises ValueError naming the file where it cannot be written."""
+        try:
+            Path(path).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise ValueError(f"profile {path}: {error.strerror}") from None
+
+    def mismatch(self, model: str, checkpoint_sha256: str | None) -> str | None:
+        """Say in one sentence why the profile does not hold for this model; None where it does.
+
+        Checkpoints are compared where both hashes are known: then a name is only a place. Else
+        the names decide, by the last part of a path or of a hub's owner/name.
+        """
+        if self.checkpoint_sha256 and checkpoint_sha256:
+            same = self.checkpoint_sha256 == checkpoint_sha256
+            what = f"a checkpoint with sha256 {self.checkpoint_sha256[:12]}..., {model} has "
+            what += f"{checkpoint_sha256[:12]}..."
+        else:
+            same = Path(self.model).name == Path(model).name
+            what = f"model {self.model!r}, not for {model!r}"
+        return None if same else f"the calibration profile was made for {what}"
+
+
+def checkpoint_hash(folder: Path | str) -> str | None:
+    """Return the sha256 over name, size and content of a folder's *.safetensors files, by name.
+
+    None where there are none: a hub's name, or weights in another format. Reads every byte of
+    the weights.
+    """
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,69 @@
+"""Reading recorded samples: what is kept, and malformed lines by file, line and field."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sglang_dynasor.allocation.traces import TraceProblem, TraceSample, read_traces
+
+SAMPLE = {"answer": "4", "correct": 1, "n_tokens": 12, "text": "2 + 2 = 4", "reward": -0.5}
+PROBLEM = {"id": 0, "problem": "2 + 2?", "gold": "4", "model": "m", "samples": [SAMPLE]}
+
+
+def written(path: Path, *lines: Any) -> Path:
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+@pytest.mark.parametrize("name", ["traces.jsonl", "traces.jsonl.gz"])
+def test_plain_and_gzip_files_give_the_same_problems(tmp_path: Path, name: str) -> None:
+    bare = {"answer": None, "n_tokens": 1}
+    path = written(tmp_path / name, PROBLEM, "", {**PROBLEM, "id": "b", "samples": [bare, SAMPLE]})
+    kept = TraceSample("4", 12, True, -0.5)
+    assert read_traces(path) == [
+        TraceProblem("0", "4", "m", (kept,)),
+        TraceProblem("b", "4", "m", (TraceSample("", 1), kept)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [
+        ("{", "Invalid JSON"),
+        ("[]", "object"),
+        ({**PROBLEM, "gold": None}, "gold"),
+        ({**PROBLEM, "model": 3}, "model"),
+        ({**PROBLEM, "id": [1]}, "id"),
+        ({**PROBLEM, "samples": []}, "samples"),
+        ({**PROBLEM, "samples": [SAMPLE, {"n_tokens": 1}]}, r"samples\.1\.answer"),
+        ({**PROBLEM, "samples": [{**SAMPLE, "correct": "perhaps"}]}, r"samples\.0\.correct"),
+        ({**PROBLEM, "samples": [{**SAMPLE, "n_tokens": 0}]}, r"samples\.0\.n_tokens"),
+        ({**PROBLEM, "samples": [{**SAMPLE, "reward": float("nan")}]}, r"samples\.0\.reward"),
+        ({**PROBLEM, "gold": "5"}, "id: 0 came before"),
+    ],
+)
+def test_a_malformed_line_is_refused_by_file_line_and_field(
+    tmp_path: Path, line: Any, field: str
+) -> None:
+    path = written(tmp_path / "bad.jsonl", PROBLEM, line)
+    with pytest.raises(ValueError, match=rf"bad\.jsonl:2: .*{field}"):
+        read_traces(path)
+
+
+def test_a_file_without_a_problem_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"empty\.jsonl: holds no problem"):
+        read_traces(written(tmp_path / "empty.jsonl", ""))
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: b"plain" + data])
+def test_a_damaged_gzip_file_is_refused_by_name(tmp_path: Path, damage: Any) -> None:
+    path = written(tmp_path / "cut.jsonl.gz", PROBLEM)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"cut\.jsonl\.gz: not a whole gzip file"):
+        read_traces(path)
