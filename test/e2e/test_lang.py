@@ -31,41 +31,40 @@ def fork_and_write(s: Any, length: int) -> None:
     forks = s.fork(FORKS)
     forks += sgl.gen("steps", max_tokens=length, ignore_eos=True, temperature=1.0)
     s.set_var("texts", [fork["steps"] for fork in forks])
+    reports = [fork.get_meta_info("steps")["dynasor"] for fork in forks]
+    s.set_var("programs", {report["program_id"] for report in reports})
 
 
 def test_forks_of_one_run_are_one_program_in_the_scheduler(server_url: str) -> None:
     backend = lang.DynasorEndpoint(server_url)
-    texts: list[str] = []
+    done: list[Any] = []
 
     def run() -> None:
         with lang.program(program_id="forked"):
-            texts.extend(sgl.function(fork_and_write).run(length=450, backend=backend)["texts"])
+            state = sgl.function(fork_and_write).run(length=450, backend=backend)
+            done.append((state["texts"], state["programs"]))
+
+    def forks_of_one_program() -> bool:
+        state = server_state(server_url)
+        return (state["programs"], state["requests"]) == (1, FORKS)
 
     thread = threading.Thread(target=run)
     thread.start()
-    wait_until(lambda: server_state(server_url)["requests"] == FORKS, "all forks run")
-    assert server_state(server_url)["programs"] == 1
+    wait_until(forks_of_one_program, "all forks run as one program")
     backend.cancel("forked")
     thread.join()
-    assert len(texts) == FORKS and all(len(text) < 450 for text in texts)
+    [(texts, programs)] = done
+    assert len(texts) == FORKS and programs == {"forked"}
     wait_until(lambda: server_state(server_url)["requests"] == 0, "no request is left")
 
 
-def test_items_of_a_batch_are_programs_of_their_own(server_url: str) -> None:
-    backend = lang.DynasorEndpoint(server_url)
-    function = lang.function(fork_and_write)
-    done: list[Any] = []
-    batch = [{"length": 450}] * 3
-
-    def run() -> None:
-        done.extend(function.run_batch(batch, backend=backend, num_threads=3))
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    wait_until(lambda: server_state(server_url)["requests"] == 3 * FORKS, "all forks run")
-    assert server_state(server_url)["programs"] == 3
-    thread.join()
-    assert [len(state["texts"]) for state in done] == [FORKS] * 3
+def test_items_of_a_batch_are_programs_of_their_own(backend: Any) -> None:
+    states = lang.function(fork_and_write).run_batch(
+        [{"length": 20}] * 3, backend=backend, num_threads=3
+    )
+    programs = [state["programs"] for state in states]
+    assert [len(ids) for ids in programs] == [1, 1, 1]
+    assert len(set.union(*programs)) == 3
 
 
 def test_every_fork_returns_its_own_sample(backend: Any) -> None:
