@@ -43,6 +43,13 @@ class DynasorConfig(BaseModel):
     pattern_time_limit_ms: int = Field(
         50, ge=1, le=10_000, description="time one client-given answer pattern may take, ms"
     )
+    equality_time_limit_ms: int = Field(
+        1000,
+        ge=0,
+        le=60_000,
+        description="time one question of mathematical equality may take, ms; 0: equal spelling "
+        "and equal numbers only",
+    )
     prefix_hold_tokens: int = Field(
         64,
         ge=0,
@@ -135,6 +142,7 @@ _FLAG_TYPES: dict[str, type] = {
     "max_branches": int,
     "min_branches": int,
     "pattern_time_limit_ms": int,
+    "equality_time_limit_ms": int,
     "prefix_hold_tokens": int,
 }
 

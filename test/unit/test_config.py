@@ -29,6 +29,7 @@ GOOD: dict[str, Any] = {
     "min_branches": 2,
     "grants": "4,2",
     "pattern_time_limit_ms": 7,
+    "equality_time_limit_ms": 0,
     "prefix_hold_tokens": 0,
     "profile": "",
 }

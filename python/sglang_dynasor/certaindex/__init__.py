@@ -1,5 +1,6 @@
 """How certain a program is: answers, their agreement, and the certaindex as branches finish."""
 
+from sglang_dynasor.certaindex.answer_groups import AnswerGroups
 from sglang_dynasor.certaindex.answers import (
     ANSWER_FORMATS,
     MAX_PATTERN_LENGTH,
@@ -9,6 +10,7 @@ from sglang_dynasor.certaindex.answers import (
 )
 from sglang_dynasor.certaindex.combination import CombinedCertainty, combine
 from sglang_dynasor.certaindex.entropy import path_agreement, window_agreement
+from sglang_dynasor.certaindex.equality import MathEquality
 from sglang_dynasor.certaindex.reward import (
     REWARD_OF_ALGORITHM,
     aggregate_reward,
@@ -25,9 +27,11 @@ __all__ = [
     "ANSWER_FORMATS",
     "MAX_PATTERN_LENGTH",
     "REWARD_OF_ALGORITHM",
+    "AnswerGroups",
     "CertaindexTracker",
     "CombinedCertainty",
     "Evidence",
+    "MathEquality",
     "TokenCertainty",
     "TokenCertaintyFold",
     "Vote",

@@ -34,6 +34,8 @@ _MISREAD = re.compile(
     r"|(?<![A-Za-z\\])(?<!\\begin\{)(?<!\\end\{)(?!sqrt\b)[A-Za-z]{3}"
     r"|^[A-Za-z]+$"
 )
+# No formula, so no question either: half a formula is what a branch that lost its way boxes.
+_NO_FORMULA = re.compile(r"[;?]|[+*/=^]{2}|--|[-+*/=^]$|^[*/=^]")
 
 
 class MathEquality:
@@ -171,7 +173,9 @@ def _without_algebra(first: str, second: str) -> bool | None:
         return keys[0] != ""
     if not all(keys) or max(len(first), len(second)) > MAX_ANSWER_LENGTH:
         return False
-    if any(map(_MISREAD.search, keys)) or all(map(_EXACT_RATIONAL.fullmatch, keys)):
+    if any(_MISREAD.search(key) or _NO_FORMULA.search(key) for key in keys) or all(
+        map(_EXACT_RATIONAL.fullmatch, keys)
+    ):
         return False
     return None
 

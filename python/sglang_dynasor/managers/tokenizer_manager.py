@@ -20,6 +20,7 @@ from sglang.srt.managers.tokenizer_manager import TokenizerManager
 from sglang.srt.runtime_context import get_parallel
 from sglang.utils import TypeBasedDispatcher
 
+from sglang_dynasor.certaindex import AnswerGroups, MathEquality
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.managers.engine_branches import EngineBranches
 from sglang_dynasor.managers.program_messages import (
@@ -38,6 +39,9 @@ from sglang_dynasor.programs import (
 )
 from sglang_dynasor.scheduling import ProgramKey
 
+# Where an answer may be a formula; the others are numbers, letters, code or prose.
+_FORMULA_FORMATS = ("boxed", "regex")
+
 
 @dataclass(slots=True)
 class _PendingEnd:
@@ -54,6 +58,8 @@ class DynasorTokenizerManager(TokenizerManager):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.dynasor_config = DynasorConfig.from_environment()
         self.branches_in_flight = 0
+        limit_ms = self.dynasor_config.equality_time_limit_ms
+        self._equality = MathEquality(limit_ms / 1000) if limit_ms else None
         self._active_programs: set[ProgramKey] = set()
         self._pending_ends: dict[str, _PendingEnd] = {}
         super().__init__(*args, **kwargs)
@@ -133,12 +139,15 @@ class DynasorTokenizerManager(TokenizerManager):
             request=request,
         )
         limit_s = self.dynasor_config.pattern_time_limit_ms / 1000
+        algebra = self._equality is not None and spec.answer_format in _FORMULA_FORMATS
+        groups = AnswerGroups(self._equality if algebra else None)
         self._active_programs.add(key)
         try:
             run = await run_program(
-                self_consistency(spec, limit_s),
+                self_consistency(spec, limit_s, groups.key),
                 client,
                 None if spec.deadline_ms is None else spec.deadline_ms / 1000,
+                in_thread=algebra,
             )
         finally:
             self._active_programs.discard(key)

@@ -39,27 +39,48 @@ class ProgramRun:
 
 
 async def run_program(
-    program: ReasoningProgram, client: BranchClient, deadline_s: float | None = None
+    program: ReasoningProgram,
+    client: BranchClient,
+    deadline_s: float | None = None,
+    in_thread: bool = False,
 ) -> ProgramRun:
-    """Run to the outcome. Whatever happens on the way, no branch is left running."""
+    """Run to the outcome. Whatever happens on the way, no branch is left running.
+
+    `in_thread` takes the program's own steps to a thread, for those that may wait (for algebra).
+    """
     branches = _Branches(client)
     clock = asyncio.get_running_loop().time
     ends_at = None if deadline_s is None else clock() + deadline_s
+    step: asyncio.Future[Grant | Outcome] | None = None
     try:
-        grant = next(program)
-        while True:
+        grant: Grant | Outcome = _next_step(program, None)
+        while isinstance(grant, Grant):
             branches.start(grant)
             branch = None
             while branch is None and (ends_at is None or clock() < ends_at):
                 remaining = POLL_INTERVAL_S if ends_at is None else ends_at - clock()
                 branch = await branches.next_finished(min(POLL_INTERVAL_S, remaining))
-            grant = program.send(branch)
+            if in_thread:
+                step = asyncio.ensure_future(asyncio.to_thread(_next_step, program, branch))
+                grant = await asyncio.shield(step)
+            else:
+                grant = _next_step(program, branch)
+        outcome = grant
+    finally:
+        await branches.end()
+        if step is not None:  # a thread does not end with the task that waits for it
+            await asyncio.wait([step])
+        program.close()
+    return ProgramRun(outcome, branches.finished, branches.cancelled)
+
+
+def _next_step(program: ReasoningProgram, branch: FinishedBranch | None) -> Grant | Outcome:
+    """The next grant, or the outcome: a StopIteration cannot leave a thread."""
+    try:
+        return program.send(branch)
     except StopIteration as stop:
         outcome: Outcome = stop.value
-    finally:
-        program.close()
-        await branches.end()
-    return ProgramRun(outcome, branches.finished, branches.cancelled)
+        return outcome
 
 
 class _Branches:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from sglang_dynasor.allocation import FixedGrants, Sample, replay
-from sglang_dynasor.certaindex import CertaindexTracker, extract_answer
+from sglang_dynasor.certaindex import CertaindexTracker, canonical_key, extract_answer
 from sglang_dynasor.programs.base import (
     FinishedBranch,
     Grant,
@@ -15,13 +17,20 @@ from sglang_dynasor.programs.base import (
 from sglang_dynasor.programs.spec import ProgramSpec
 
 
-def self_consistency(spec: ProgramSpec, pattern_time_limit_s: float) -> ReasoningProgram:
-    """Run the resolved `spec`; in shadow mode run every branch and only note the decision."""
+def self_consistency(
+    spec: ProgramSpec,
+    pattern_time_limit_s: float,
+    key_of: Callable[[str], str] = canonical_key,
+) -> ReasoningProgram:
+    """Run the resolved `spec`; in shadow mode run every branch and only note the decision.
+
+    `key_of` gives the group of an answer. It may take its time: see `run_program`.
+    """
     assert spec.max_branches is not None, "resolve() first"
     shadow = spec.mode == "shadow"
     rule = spec.stop_rule()
     grants = FixedGrants((spec.max_branches,)) if shadow else spec.grant_policy(rule)
-    vote = _Vote(spec, pattern_time_limit_s)
+    vote = _Vote(spec, pattern_time_limit_s, key_of)
     granted = rounds = 0
     while vote.tracker.finished < spec.max_branches:
         grant = Grant(0)
@@ -55,9 +64,13 @@ def _token_share(spec: ProgramSpec, spent: int, branches: int) -> int | None:
 class _Vote:
     """The branches counted so far."""
 
-    def __init__(self, spec: ProgramSpec, pattern_time_limit_s: float) -> None:
+    def __init__(
+        self, spec: ProgramSpec, pattern_time_limit_s: float, key_of: Callable[[str], str]
+    ) -> None:
         assert spec.max_branches is not None
-        self.tracker = CertaindexTracker(spec.max_branches)
+        self.tracker = CertaindexTracker(spec.max_branches, key_of)
+        self._key_of = key_of
+        self._spelling: dict[str, str] = {}  # of each group, as first seen
         self.tokens = 0
         self._spec = spec
         self._limit_s = pattern_time_limit_s
@@ -70,6 +83,7 @@ class _Vote:
             answer = extract_answer(
                 branch.text, self._spec.answer_format, self._spec.answer_pattern, self._limit_s
             )
+        self._spelling.setdefault(self._key_of(answer), answer)
         self.tracker.add(branch.index, answer)
         self.tokens += branch.n_tokens
         self._answers[branch.index] = answer
@@ -79,6 +93,7 @@ class _Vote:
         self, stop_reason: ProgramStop, rounds: int, shadow: ShadowOutcome | None = None
     ) -> Outcome:
         leader = self.tracker.leader
+        reason = self._spec.stop_rule().inactive(self.tracker.evidence())
         return Outcome(
             stop_reason=stop_reason,
             answer=leader.answer if leader else "",
@@ -88,11 +103,20 @@ class _Vote:
             answers=dict(sorted(self._answers.items())),
             rounds=rounds,
             shadow=shadow,
+            inactive={"rule": reason} if reason else {},
         )
+
+    def _group_answer(self, answer: str) -> str:
+        """The answer, or where only algebra sees its group, that of the group's first branch."""
+        key = self._key_of(answer)
+        return answer if key == canonical_key(answer) else self._spelling[key]
 
     def would_have_stopped(self) -> ShadowOutcome:
         """Replay the rule over these very samples: branches of a grant finish by length."""
-        samples = [Sample(self._answers[i], self._lengths[i]) for i in sorted(self._answers)]
+        samples = [
+            Sample(self._group_answer(self._answers[i]), self._lengths[i])
+            for i in sorted(self._answers)
+        ]
         rule = self._spec.stop_rule()
         acted = replay(samples, rule, self._spec.grant_policy(rule))
         return ShadowOutcome(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
@@ -40,6 +41,10 @@ def run(
 
 def agreeing(*lengths: int) -> list[FakeSample]:
     return [FakeSample("7", length) for length in lengths]
+
+
+def outcome_of(branch: FinishedBranch) -> Outcome:
+    return Outcome("completed", branch.text, branch.index, 0.0, (), {branch.index: branch.text}, 1)
 
 
 def test_a_certain_program_cancels_its_running_branches_and_counts_their_tokens() -> None:
@@ -153,6 +158,55 @@ def test_cancelling_the_caller_leaves_no_branch_running() -> None:
 
     client, running = run_virtual(scenario())
     assert running == set(range(8))
+    assert not client.running
+    assert client.times_ended == 1
+
+
+def test_a_step_that_takes_its_time_in_a_thread_holds_up_nobody() -> None:
+    async def scenario() -> ProgramRun:
+        loop = asyncio.get_running_loop()
+        may_go_on = threading.Event()
+
+        def slow() -> ReasoningProgram:
+            first = yield Grant(1)
+            # Only the loop, which must be running meanwhile, can let this go on.
+            loop.call_soon_threadsafe(may_go_on.set)
+            assert may_go_on.wait(30)
+            assert first is not None
+            return outcome_of(first)
+
+        return await run_program(slow(), FakeBranches(agreeing(0)), in_thread=True)
+
+    assert asyncio.run(scenario()).outcome.answer == "so \\boxed{7}"
+
+
+def test_cancelling_the_caller_during_a_step_in_a_thread_leaves_no_branch_running() -> None:
+    async def scenario() -> FakeBranches:
+        in_step, may_go_on = asyncio.Event(), threading.Event()
+        loop = asyncio.get_running_loop()
+        closed = []
+
+        def slow() -> ReasoningProgram:
+            try:
+                yield Grant(2)
+                loop.call_soon_threadsafe(in_step.set)
+                assert may_go_on.wait(30)
+                yield Grant(0)
+            finally:
+                closed.append(True)
+            raise AssertionError("went on after its end")
+
+        client = FakeBranches(agreeing(0, 600))
+        task = asyncio.create_task(run_program(slow(), client, in_thread=True))
+        await in_step.wait()
+        task.cancel()
+        loop.call_later(0.05, may_go_on.set)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert closed == [True]
+        return client
+
+    client = asyncio.run(scenario())
     assert not client.running
     assert client.times_ended == 1
 

@@ -32,6 +32,12 @@ rules = st.sampled_from(
         {"rule": "decided"},
         {"rule": "beta"},
         {"rule": "beta", "threshold": 0.75},
+        {"rule": "dirichlet", "threshold": 0.8},
+        {"rule": "esc"},
+        {"rule": "sprt", "threshold": 0.8},
+        {"rule": "e_process", "threshold": 0.5},
+        {"rule": "deepconf", "threshold": 0.8},
+        {"rule": "hopeless"},
     ]
 )
 grant_lists = st.sampled_from(["", "1", "4,3,3,6", "16", "2,5"])
@@ -150,3 +156,31 @@ def test_the_branch_shown_gave_the_winning_answer() -> None:
     result, _ = run(samples)
     assert result.outcome.branch == 1
     assert result.outcome.answers[1] == result.outcome.answer == "2"
+
+
+def run_with_keys(samples: list[FakeSample], key_of: Any, **fields: Any) -> ProgramRun:
+    async def scenario() -> ProgramRun:
+        program = self_consistency(spec_for(samples, fields), 0.05, key_of)
+        return await run_program(program, FakeBranches(samples))
+
+    return run_virtual(scenario())
+
+
+@pytest.mark.parametrize("mode", ["on", "shadow"])
+def test_answers_that_only_algebra_finds_equal_vote_together(mode: str) -> None:
+    """Two forms of one answer win against two of another, in both modes."""
+    samples = [FakeSample(answer, 5) for answer in ("9", "x+1", "9", "1+x", "x+1")]
+    same = {"1+x": "x+1"}
+    result = run_with_keys(samples, lambda a: same.get(a, a), rule="decided", mode=mode)
+    outcome = result.outcome
+    assert (outcome.answer, [vote.count for vote in outcome.votes]) == ("x+1", [3, 2])
+    if mode == "shadow":
+        assert outcome.shadow is not None and outcome.shadow.answer == "x+1"
+
+
+def test_a_rule_that_cannot_judge_is_reported_with_its_reason() -> None:
+    samples = [FakeSample("7", 5)] * 4
+    result, _ = run(samples, rule="hopeless")
+    assert result.outcome.inactive == {"rule": "there is no reward model"}
+    result, _ = run(samples, rule="decided")
+    assert result.outcome.inactive == {}
