@@ -1,5 +1,6 @@
 """How much a program gets: stop rules, grant policies, and their replay on recorded samples."""
 
+from sglang_dynasor.allocation.budget_pool import BudgetPool
 from sglang_dynasor.allocation.curve import CurvePoint, cheapest_equal, fixed_curve
 from sglang_dynasor.allocation.decision import Decision, RuleStop
 from sglang_dynasor.allocation.grants import (
@@ -8,6 +9,7 @@ from sglang_dynasor.allocation.grants import (
     GrantPolicy,
     parse_grants,
 )
+from sglang_dynasor.allocation.policies import AllocationPolicy, run_policy
 from sglang_dynasor.allocation.replay import Outcome, Sample, full_vote, replay
 from sglang_dynasor.allocation.rules import (
     RULES,
@@ -24,11 +26,14 @@ from sglang_dynasor.allocation.rules import (
     ThresholdRule,
     make_rule,
 )
+from sglang_dynasor.allocation.value import branch_values
 
 __all__ = [
     "RULES",
     "AdaptiveGrants",
+    "AllocationPolicy",
     "BetaRule",
+    "BudgetPool",
     "CurvePoint",
     "DecidedRule",
     "Decision",
@@ -46,10 +51,12 @@ __all__ = [
     "SprtRule",
     "StopRule",
     "ThresholdRule",
+    "branch_values",
     "cheapest_equal",
     "fixed_curve",
     "full_vote",
     "make_rule",
     "parse_grants",
     "replay",
+    "run_policy",
 ]

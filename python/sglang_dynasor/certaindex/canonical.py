@@ -20,8 +20,11 @@ _RATIONAL = re.compile(
 _TEX_WRAPPER = re.compile(
     r"\\(?:text(?:bf|it|rm)?|math(?:bf|it|rm)|mbox|operatorname|boxed|fbox) ?\{([^{}]*)\}"
 )
-_TEX_INVISIBLE = re.compile(r"\\(?:left|right)(?![A-Za-z])|\\[!()\[\]$]|(?<=[0-9])\\,(?=[0-9]{3})")
-_TEX_SPACE = re.compile(r"\\[,;: ]|\\q?quad(?![A-Za-z])|~")
+# Behind another backslash it is the end of a matrix row and what follows it.
+_TEX_INVISIBLE = re.compile(
+    r"\\(?:left|right)(?![A-Za-z])|(?<!\\)\\[!()\[\]$]|(?<=[0-9])\\,(?=[0-9]{3})"
+)
+_TEX_SPACE = re.compile(r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|~")
 _TEX_FRACTION = re.compile(r"\\[dtc]frac(?![A-Za-z])")
 _TEX_SHORT_FRACTION = re.compile(r"\\frac ?([0-9])([0-9])")
 _SPACED_MARK = re.compile(r" ?([^\w\s]) ?")

@@ -86,7 +86,7 @@ class MathEquality:
         with self._lock:
             worker = self._running_worker()
             try:
-                return worker.ask(_formula(first), _formula(second), self._time_limit_s)
+                return worker.ask(canonical_key(first), canonical_key(second), self._time_limit_s)
             except OSError:
                 self._stop_worker()
                 self._lost_workers += 1
@@ -178,8 +178,3 @@ def _without_algebra(first: str, second: str) -> bool | None:
     ):
         return False
     return None
-
-
-def _formula(answer: str) -> str:
-    # More is understood without LaTeX dress; but a matrix needs its rows, which end in "\\".
-    return answer if r"\\" in answer else canonical_key(answer)

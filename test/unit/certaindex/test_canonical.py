@@ -95,3 +95,9 @@ def test_a_hostile_answer_of_a_hundred_thousand_characters_has_a_key(unit: str) 
     """Guards against superlinear patterns: a quadratic one would run for minutes."""
     assert canonical_key(unit * (100_000 // len(unit)))
     canonical_key(unit * (1000 // len(unit)))
+
+
+def test_the_end_of_a_matrix_row_is_no_space() -> None:
+    matrix = r"\begin{pmatrix}1%s2\end{pmatrix}"
+    spaced, tight = canonical_key(matrix % r" \\ "), canonical_key(matrix % r"\\")
+    assert spaced == tight != canonical_key(matrix % " ")
