@@ -6,7 +6,8 @@ Nothing is generated: each shuffle of a problem's recorded samples is a run, and
 same shuffles. Two orders of finishing: sequential (sample order; a branch behind the stop was never
 started) and concurrent (the branches of a grant finish shortest first, and the partial tokens of
 cancelled ones count). The last line of stdout is one JSON object keyed by rule; its figures are of
-the sequential order, those of the other stand under `concurrent`.
+the sequential order, those of the other stand under `concurrent`. `--study` adds the paper's own
+analyses (signals, threshold, policies) under `study`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import os
 import platform
 import subprocess
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,10 @@ from rich.table import Table
 
 from sglang_dynasor.allocation.contenders import Comparison, compare, contenders, merged
 from sglang_dynasor.allocation.replay import Order
+from sglang_dynasor.allocation.study import Correlation, PolicyFigures, Study, study
 from sglang_dynasor.allocation.traces import TraceProblem, read_traces
 
+STUDY_SHUFFLES = 10
 ROOT = Path(__file__).resolve().parents[1]
 INTERVALS_SHOWN = ("harm", "tokens_saved")
 COLUMNS = (
@@ -52,6 +55,10 @@ def main() -> None:
     problems = read_traces(options.traces)
     fewest = min(len(problem.samples) for problem in problems)
     max_branches = options.max_branches or fewest
+    if max_branches > fewest:
+        raise SystemExit(
+            f"--max-branches: {max_branches} exceeds the {fewest} samples of a problem"
+        )
     names = list(contenders(max_branches)) if options.rules == "all" else options.rules.split(",")
     unknown = set(names) - set(contenders(max_branches))
     if unknown:
@@ -68,6 +75,10 @@ def main() -> None:
     result = json_of(comparisons, ["fixed", *names])
     for order, comparison in comparisons.items():
         Console(width=170).print(table_of(order, comparison, ["fixed", *names]))
+    if options.study:
+        found = study(problems, max_branches, min(options.seeds, STUDY_SHUFFLES))
+        Console(width=170).print(*study_tables(found), sep="\n")
+        result["study"] = rounded(asdict(found))
     options.output_dir.mkdir(parents=True, exist_ok=True)
     stem = f"replay_{options.traces.name.split('.')[0]}_{max_branches}"
     write_csv(options.output_dir / f"{stem}.csv", comparisons, names, options)
@@ -84,6 +95,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--rules", default="all", help="all, or names separated by commas")
     parser.add_argument("--seeds", type=int, default=100, help="shuffles per problem")
     parser.add_argument("--output-dir", type=Path, default=ROOT / "benchmark" / "results")
+    parser.add_argument("--study", action="store_true", help="add the paper's own analyses")
     options = parser.parse_args()
     if options.seeds < 1:
         parser.error("--seeds must be at least 1")
@@ -151,6 +163,48 @@ def table_of(order: Order, comparison: Comparison, names: list[str]) -> Table:
             cells.append(text)
         table.add_row(name, *cells)
     return table
+
+
+def study_tables(found: Study) -> list[Table]:
+    signals = Table(
+        title=f"signals against oracle steps: {found.problems} problems "
+        f"({found.never_right} never right, left out), means over {found.shuffles} shuffles",
+        caption="pearson / kendall, higher predicts better; mean log-prob: not in this trace",
+    )
+    for column in ("branches seen", "problems", "stopped at 0.7", "certaindex", "mean length"):
+        signals.add_column(column, justify="right")
+    for at in found.signals:
+        texts = [correlation_text(signal) for signal in (at.certaindex, at.mean_length)]
+        signals.add_row(str(at.step), f"{at.problems:.1f}", f"{at.stopped:.1%}", *texts)
+    return [
+        signals,
+        policy_table("static threshold, asked after 5 branches", found.thresholds),
+        policy_table("allocation policies; curves fitted on the other half", found.ladder),
+    ]
+
+
+def correlation_text(correlation: Correlation) -> str:
+    values = (correlation.pearson, correlation.kendall)
+    return " / ".join("none" if value is None else f"{value:.2f}" for value in values)
+
+
+def policy_table(title: str, rows: list[PolicyFigures]) -> Table:
+    table = Table(title=title)
+    for column in ("policy", "accuracy", "harm", "tokens saved", "branches", "rounds"):
+        table.add_column(column, justify="left" if column == "policy" else "right")
+    for row in rows:
+        shares = [f"{share:.2%}" for share in (row.accuracy, row.harm, row.tokens_saved)]
+        table.add_row(row.policy, *shares, f"{row.branches:.2f}", f"{row.rounds:.2f}")
+    return table
+
+
+def rounded(value: Any) -> Any:
+    """The same with every float, at any depth, rounded like the other figures."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return round(value, 6) if isinstance(value, float) else value
 
 
 def write_csv(

@@ -159,7 +159,7 @@ def compare(
                 f"max_branches {max_branches}"
             )
         totals = {name: np.zeros(len(_FIELDS)) for name in names}
-        shuffles = _Shuffles(problem, max_branches)
+        shuffles = Shuffles(problem, max_branches)
         tokens_per_branch += shuffles.mean_tokens
         for seed in range(seeds):
             samples = shuffles.draw(seed)
@@ -200,7 +200,7 @@ def merged(parts: Sequence[Comparison], sizes: Sequence[int]) -> Comparison:
     return Comparison(rows, curve)
 
 
-class _Shuffles:
+class Shuffles:
     """The samples of one problem in random orders, and which answers are right."""
 
     def __init__(self, problem: TraceProblem, max_branches: int) -> None:
