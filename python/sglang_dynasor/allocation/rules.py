@@ -259,12 +259,14 @@ class DynasorRule(_Rule):
 
     Beta and its like ask whether the leader would win an endless vote. The program's vote ends at
     its maximum, so this asks whether the leader survives the branches left: the fewer they are, the
-    less agreement it takes, down to `decided` where nothing can change the vote.
+    less agreement it takes, down to `decided` where nothing can change the vote. Near the end that
+    is little evidence, so the Beta posterior must reach `posterior` too, or `confidence` if lower.
     """
 
     name: ClassVar[str] = "dynasor"
     threshold_field: ClassVar[str | None] = "confidence"
     confidence: float = 0.945
+    posterior: float = 0.9
 
     def inactive(self, evidence: Evidence) -> str | None:
         return _counts_do_not_decide(evidence)
@@ -272,6 +274,9 @@ class DynasorRule(_Rule):
     def _verdict(self, evidence: Evidence) -> Verdict | None:
         if _is_decided(evidence):
             return Verdict("decided")
+        majority = majority_posterior(*_top_two(evidence))
+        if _met("certain", majority, min(self.posterior, self.confidence)) is None:
+            return None
         survival = lead_survival(*_top_two(evidence), evidence.remaining)
         return _met("certain", survival, self.confidence)
 
