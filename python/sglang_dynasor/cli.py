@@ -1,4 +1,4 @@
-"""`sglang-dynasor`: demo, serve, calibrate, doctor, models."""
+"""`sglang-dynasor`: demo, serve, run, calibrate, doctor, models."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sglang_dynasor import calibrate
+from sglang_dynasor import calibrate, run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
 
     calibrate.add_parser(commands)
+    run.add_parser(commands)
     return parser
 
 

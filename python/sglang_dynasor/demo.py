@@ -110,7 +110,7 @@ def run_demo(options: argparse.Namespace) -> int:
     if temperature is None:
         temperature = recommended_temperature(model) or 1.0
     console.print(f"starting the engine on {model} (30 to 85 seconds on a small CPU)")
-    with _engine(model, options.seed) as engine:
+    with started_engine(model, options.seed) as engine:
         run = _Comparison(engine, problems, temperature, options, console)
         run.warm_up()
         fixed, ours, shadow = run.measure()
@@ -121,17 +121,19 @@ def run_demo(options: argparse.Namespace) -> int:
     return 0
 
 
-class _engine:
+class started_engine:
     """The engine as a context manager: whatever happens, its processes end."""
 
-    def __init__(self, model: Path, seed: int) -> None:
+    def __init__(self, model: Path, seed: int, dynasor: dict[str, Any] | None = None) -> None:
         from sglang_dynasor.engine import DynasorEngine
         from sglang_dynasor.platforms import activate
 
         # Without an accelerator the default sampler draws from one stream for the whole batch; the
         # keyed one makes a branch the same sample in both arms.
         keyed: dict[str, Any] = {"sampling_backend": "keyed"} if activate() else {}
-        self._engine = DynasorEngine(model_path=str(model), random_seed=seed, **keyed)
+        self._engine = DynasorEngine(
+            model_path=str(model), random_seed=seed, dynasor=dynasor, **keyed
+        )
 
     def __enter__(self) -> Any:
         return self._engine
@@ -206,7 +208,7 @@ class _Comparison:
                 "temperature": self._temperature,
                 "max_new_tokens": self._options.max_new_tokens,
                 # The same seed in both arms: branch i of a problem is the same sample in both.
-                "sampling_seed": _problem_seed(problem, self._options.seed),
+                "sampling_seed": problem_seed(problem, self._options.seed),
             },
             dynasor={
                 "algorithm": "self_consistency",
@@ -220,7 +222,7 @@ class _Comparison:
 
     def _arm(self, results: list[ProgramResult], seconds: float) -> Arm:
         # Results come in the order of the problems: the blocks are consecutive halves.
-        right = [_is_right(p, r.answer) for p, r in zip(self._problems, results, strict=True)]
+        right = [is_right(p, r.answer) for p, r in zip(self._problems, results, strict=True)]
         return Arm(_mean(right), _mean(r.completion_tokens for r in results), seconds)
 
 
@@ -228,12 +230,12 @@ def summarise(
     problems: list[Problem], shadow: list[ProgramResult], fixed: Arm, ours: Arm, max_branches: int
 ) -> dict[str, Any]:
     """The JSON object of the demo; harm, gain, fixed_equal and beta are of the shadow run."""
-    full_right = [_is_right(p, r.answer) for p, r in zip(problems, shadow, strict=True)]
+    full_right = [is_right(p, r.answer) for p, r in zip(problems, shadow, strict=True)]
     ours_right = [
-        _is_right(p, r.report["shadow"]["answer"]) for p, r in zip(problems, shadow, strict=True)
+        is_right(p, r.report["shadow"]["answer"]) for p, r in zip(problems, shadow, strict=True)
     ]
     beta = [replay(_samples(r), BetaRule(), FixedGrants((1,)), "sequential") for r in shadow]
-    beta_right = [_is_right(p, o.answer) for p, o in zip(problems, beta, strict=True)]
+    beta_right = [is_right(p, o.answer) for p, o in zip(problems, beta, strict=True)]
     curve = _curve(problems, shadow, max_branches)
     # Where ours beats every fixed vote, the largest one is the fairest left to compare with.
     equal = cheapest_equal(curve, _mean(ours_right)) or curve[-1]
@@ -271,11 +273,11 @@ def _samples(result: ProgramResult) -> list[Sample]:
     ]
 
 
-def _problem_seed(problem: Problem, seed: int) -> int:
+def problem_seed(problem: Problem, seed: int) -> int:
     return zlib.crc32(f"{seed}:{problem.id}".encode())
 
 
-def _is_right(problem: Problem, answer: str) -> bool:
+def is_right(problem: Problem, answer: str) -> bool:
     return bool(answer) and canonical_key(answer) == canonical_key(problem.gold)
 
 

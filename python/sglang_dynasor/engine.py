@@ -113,17 +113,21 @@ class DynasorEngine(Engine):
 
     def _request(self, program: Program) -> GenerateReqInput:
         params = with_carrier(program.sampling_params, dict(program.dynasor))
-        if program.messages is None:
-            return GenerateReqInput(
-                text=program.prompt, input_ids=program.input_ids, sampling_params=params
+        input_ids = program.input_ids
+        if program.messages is not None:
+            input_ids = self.tokenizer_manager.tokenizer.apply_chat_template(
+                program.messages,
+                add_generation_prompt=True,
+                return_dict=False,
+                **program.chat_template_kwargs,
             )
-        input_ids = self.tokenizer_manager.tokenizer.apply_chat_template(
-            program.messages,
-            add_generation_prompt=True,
-            return_dict=False,
-            **program.chat_template_kwargs,
+        return GenerateReqInput(
+            text=program.prompt,
+            input_ids=input_ids,
+            sampling_params=params,
+            return_logprob=program.top_logprobs > 0,
+            top_logprobs_num=program.top_logprobs,
         )
-        return GenerateReqInput(input_ids=input_ids, sampling_params=params)
 
     def _default_in_flight(self) -> int:
         info = self._scheduler_init_result.scheduler_infos[0]

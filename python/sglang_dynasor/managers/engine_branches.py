@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from statistics import fmean
 from typing import Any
 
 from fastapi import Request
 from sglang.srt.managers.io_struct import GenerateReqInput
 
+from sglang_dynasor.certaindex import TokenCertainty, TokenCertaintyFold
 from sglang_dynasor.managers.program_messages import BranchParams
 from sglang_dynasor.managers.request_fields import with_carrier
-from sglang_dynasor.programs import FinishedBranch
+from sglang_dynasor.programs import CERTAINTY_GROUP_TOKENS, FinishedBranch
 from sglang_dynasor.scheduling import ProgramKey
 
 _STOP_REASONS = {"stop": "completed", "length": "length", "abort": "aborted"}
@@ -69,6 +71,7 @@ class EngineBranches:
             text=output.get("text") or "",
             n_tokens=meta.get("completion_tokens", 0),
             stop_reason=_STOP_REASONS[meta["finish_reason"]["type"]],  # type: ignore[arg-type]
+            certainty=_fold(meta.get("output_top_logprobs") or ()),
         )
 
     async def end_program(self) -> dict[int, int]:
@@ -94,3 +97,14 @@ class EngineBranches:
         fields = BranchParams(self._key.tenant, self._key.program_id).to_custom_params()
         branch.sampling_params = with_carrier(params, fields)
         return branch
+
+
+def _fold(
+    likeliest: Iterable[Iterable[tuple[float, int, str | None]] | None],
+) -> TokenCertainty | None:
+    """Fold -mean(log p) over each token's likeliest alternatives; None where none were asked."""
+    fold = TokenCertaintyFold(CERTAINTY_GROUP_TOKENS)
+    for alternatives in likeliest:
+        if alternatives:
+            fold.add(-fmean(logprob for logprob, *_ in alternatives))
+    return fold.folded()

@@ -1,6 +1,7 @@
 """Reasoning programs: pure generators, what clients may ask of them, and what drives them."""
 
 from sglang_dynasor.programs.base import (
+    CERTAINTY_GROUP_TOKENS,
     FinishedBranch,
     Grant,
     Outcome,
@@ -13,6 +14,7 @@ from sglang_dynasor.programs.self_consistency import self_consistency
 from sglang_dynasor.programs.spec import ProgramSpec
 
 __all__ = [
+    "CERTAINTY_GROUP_TOKENS",
     "BranchClient",
     "FinishedBranch",
     "Grant",

@@ -7,14 +7,17 @@ outcome. It knows neither engine nor clock, so live runs, replays and simulation
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from sglang_dynasor.allocation import RuleStop
-from sglang_dynasor.certaindex import Vote
+from sglang_dynasor.certaindex import TokenCertainty, Vote
 
 BranchStop: TypeAlias = Literal["completed", "length", "cancelled", "aborted"]
 ProgramStop: TypeAlias = RuleStop | Literal["budget", "deadline", "completed", "aborted"]
+
+# DeepConf takes 2,048, which is longer than a whole branch of a short answer.
+CERTAINTY_GROUP_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +30,17 @@ class Grant:
 
 @dataclass(frozen=True, slots=True)
 class FinishedBranch:
-    """One sampled path that ended by itself. `n_tokens` counts generated tokens."""
+    """One sampled path that ended by itself. `n_tokens` counts generated tokens.
+
+    `certainty` is there where the request asked for its likeliest tokens; its groups are of
+    `CERTAINTY_GROUP_TOKENS`.
+    """
 
     index: int
     text: str
     n_tokens: int
     stop_reason: BranchStop
+    certainty: TokenCertainty | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +50,7 @@ class Outcome:
     `branch` is the lowest finished branch that gave the answer, the lowest of all when none gave
     one, None when nothing finished;
     `answers` maps every counted branch to its extracted answer; `shadow` is what the rule would
-    have done, in shadow mode.
+    have done, in shadow mode; `inactive` maps a capability that could not work to the reason.
     """
 
     stop_reason: ProgramStop
@@ -53,6 +61,7 @@ class Outcome:
     answers: dict[int, str]
     rounds: int
     shadow: ShadowOutcome | None = None
+    inactive: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sglang_dynasor.programs.base import FinishedBranch
@@ -15,7 +15,8 @@ class Program:
     """A program for the offline engine: one of `prompt`, `input_ids` and `messages`.
 
     `dynasor` holds the fields of the request object (ProgramSpec); `sampling_params` are SGLang's,
-    `chat_template_kwargs` go to the chat template together with `messages`.
+    `chat_template_kwargs` go to the chat template together with `messages`. `top_logprobs` above 0
+    adds to every branch its certainty over so many likeliest tokens: slow, for recording.
     """
 
     prompt: str | None = None
@@ -24,6 +25,7 @@ class Program:
     sampling_params: dict[str, Any] = field(default_factory=dict)
     dynasor: dict[str, Any] = field(default_factory=lambda: {"algorithm": "self_consistency"})
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    top_logprobs: int = 0
 
     def __post_init__(self) -> None:
         given = [n for n in ("prompt", "input_ids", "messages") if getattr(self, n) is not None]
@@ -95,7 +97,7 @@ def build_report(
         },
         "rounds": outcome.rounds,
         "seconds": round(seconds, 6),
-        "inactive": {},
+        "inactive": outcome.inactive,
     }
     if spec.detail != "answer":
         report["votes"] = [
@@ -121,10 +123,13 @@ def build_report(
 
 
 def _describe_branch(branch: FinishedBranch, answer: str | None) -> dict[str, Any]:
-    return {
+    described: dict[str, Any] = {
         "branch": branch.index,
         "stop_reason": branch.stop_reason,
         "answer": answer,
         "tokens": branch.n_tokens,
         "text": branch.text,
     }
+    if branch.certainty is not None:
+        described["certainty"] = asdict(branch.certainty)
+    return described

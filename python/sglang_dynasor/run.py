@@ -1,0 +1,214 @@
+"""`sglang-dynasor run`: problems through the engine, answered or recorded as a trace."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from sglang_dynasor.allocation import RULES
+from sglang_dynasor.config import from_flags
+from sglang_dynasor.demo import Problem, is_right, load_problems, problem_seed, started_engine
+from sglang_dynasor.models import recommended_temperature, resolve_model
+from sglang_dynasor.programs import CERTAINTY_GROUP_TOKENS, Program, ProgramResult
+
+TABLE_ROWS = 20
+DEFAULT_PROBLEMS = 60
+TOP_LOGPROBS = 20
+_CERTAINTY_FIELDS = ("mean", "tail", "lowest_group", "bottom")
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand to what `ArgumentParser.add_subparsers` returned."""
+    parser = commands.add_parser("run", help="answer problems, or record every branch of them")
+    parser.add_argument(
+        "--problems",
+        type=int,
+        help=f"how many (default: all of the file, or {DEFAULT_PROBLEMS} held-out sums)",
+    )
+    parser.add_argument(
+        "--problems-file", type=Path, help="JSON lines: id, prompt|messages, gold, ..."
+    )
+    parser.add_argument("--model-path", default="tiny_reasoner", help="directory or embedded name")
+    parser.add_argument("--temperature", type=float, help="default: the model's recommended one")
+    parser.add_argument("--max-branches", type=int, help="default: the profile's, or 16")
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="per branch (default: 256)")
+    # The names of the server's flags: both are settings of the engine.
+    parser.add_argument(
+        "--rule", dest="dynasor_rule", choices=RULES, default=argparse.SUPPRESS, help="stop rule"
+    )
+    parser.add_argument(
+        "--profile",
+        dest="dynasor_profile",
+        default=argparse.SUPPRESS,
+        help="file of `sglang-dynasor calibrate`",
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--record",
+        type=Path,
+        help="stop no branch and write all of them to this .jsonl.gz, as `calibrate` reads them",
+    )
+    parser.add_argument("--texts", action="store_true", help="record what branches wrote, too")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the programs, print a table; the last line of stdout is one JSON object.
+
+    Raises ValueError and FileNotFoundError for unusable options, and ValueError naming the problem
+    where a program is refused or, recording, loses a branch.
+    """
+    _check_options(options)
+    dynasor = from_flags(options).model_dump(exclude_unset=True)
+    model = resolve_model(options.model_path)
+    count = options.problems
+    if count is None:
+        count = sys.maxsize if options.problems_file else DEFAULT_PROBLEMS
+    problems = load_problems(options.problems_file, count, options.seed)
+    if options.temperature is None:
+        options.temperature = recommended_temperature(model) or 1.0
+    console = Console(stderr=True)
+    console.print(f"starting the engine on {model} (30 to 85 seconds on a small CPU)")
+    if options.record:
+        # Certainty is the model's own, whatever the temperature; the scheduler inherits this.
+        os.environ["SGLANG_RETURN_ORIGINAL_LOGPROB"] = "1"
+    with started_engine(model, options.seed, dynasor) as engine:
+        results = run_programs(engine, problems, options)
+    console.print(_table(problems, results))
+    summary = _summary(problems, results)
+    if options.record:
+        name = model.resolve().name
+        write_trace(options.record, problems, results, name, options.texts)
+        summary["record"] = str(options.record)
+    print(json.dumps(summary))
+    return 0
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    path = options.record
+    if path is None:
+        if options.texts:
+            raise ValueError("--texts: needs --record")
+        return
+    if path.suffix != ".gz":
+        raise ValueError(f"--record: {path} must end in .gz")
+    if not path.parent.is_dir():  # known now, not after the samples are drawn
+        raise FileNotFoundError(f"--record: no folder {path.parent}")
+
+
+def run_programs(
+    engine: Any, problems: list[Problem], options: argparse.Namespace
+) -> list[ProgramResult]:
+    """One result per problem: acting, or every branch with its certainty when recording."""
+    programs = [_program(problem, options) for problem in problems]
+    results = engine.run_batch(programs, progress=True)
+    for problem, result in zip(problems, results, strict=True):
+        if result.error:
+            raise ValueError(f"problem {problem.id}: {result.error}")
+        if options.record and result.stop_reason != "completed":
+            raise ValueError(f"problem {problem.id}: {result.stop_reason}, cannot be recorded")
+    return results
+
+
+def _program(problem: Problem, options: argparse.Namespace) -> Program:
+    dynasor = {
+        "algorithm": "self_consistency",
+        "mode": "shadow" if options.record else "on",
+        "answer_format": problem.answer_format,
+        "answer_pattern": problem.answer_pattern,
+        "detail": "branches" if options.record else "answer",
+    }
+    if options.max_branches is not None:
+        dynasor["max_branches"] = options.max_branches
+    return Program(
+        prompt=problem.prompt,
+        messages=problem.messages,
+        sampling_params={
+            "temperature": options.temperature,
+            "max_new_tokens": options.max_new_tokens,
+            "sampling_seed": problem_seed(problem, options.seed),
+        },
+        dynasor=dynasor,
+        top_logprobs=TOP_LOGPROBS if options.record else 0,
+    )
+
+
+def write_trace(
+    path: Path,
+    problems: Sequence[Problem],
+    results: Sequence[ProgramResult],
+    model: str,
+    texts: bool,
+) -> None:
+    """Write one line per problem. The same samples give the same bytes; never half a file."""
+    unfinished = path.with_name(path.name + ".part")
+    try:
+        with (
+            unfinished.open("wb") as file,
+            gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed,
+        ):
+            for problem, result in zip(problems, results, strict=True):
+                line = _trace_line(problem, result, model, texts)
+                packed.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _trace_line(problem: Problem, result: ProgramResult, model: str, texts: bool) -> dict[str, Any]:
+    samples = []
+    for branch in result.report["branch_details"]:
+        sample = {
+            "answer": branch["answer"],
+            "correct": is_right(problem, branch["answer"]),
+            "n_tokens": branch["tokens"],
+            "certainty": {name: round(branch["certainty"][name], 4) for name in _CERTAINTY_FIELDS},
+        }
+        samples.append(sample | ({"text": branch["text"]} if texts else {}))
+    question = problem.messages[-1]["content"] if problem.messages else problem.prompt
+    return {
+        "id": problem.id,
+        "problem": question,
+        "gold": problem.gold,
+        "model": model,
+        "certainty": {"k": TOP_LOGPROBS, "group_tokens": CERTAINTY_GROUP_TOKENS},
+        "samples": samples,
+    }
+
+
+def _table(problems: Sequence[Problem], results: Sequence[ProgramResult]) -> Table:
+    shown = min(TABLE_ROWS, len(problems))
+    table = Table(title=f"{shown} of {len(problems)} problems")
+    for column in ("id", "answer", "gold", "stop reason"):
+        table.add_column(column)
+    for column in ("branches", "tokens"):
+        table.add_column(column, justify="right")
+    for problem, result in list(zip(problems, results, strict=True))[:shown]:
+        table.add_row(
+            *(escape(text) for text in (problem.id, result.answer, problem.gold)),
+            result.stop_reason,
+            str(result.report["branches"]["started"]),
+            str(result.completion_tokens),
+        )
+    return table
+
+
+def _summary(problems: Sequence[Problem], results: Sequence[ProgramResult]) -> dict[str, Any]:
+    right = sum(is_right(p, r.answer) for p, r in zip(problems, results, strict=True))
+    return {
+        "n": len(problems),
+        "accuracy": right / len(problems),
+        "tokens": sum(result.completion_tokens for result in results) / len(problems),
+        "stop_reasons": dict(Counter(result.stop_reason for result in results)),
+    }

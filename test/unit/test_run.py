@@ -1,0 +1,250 @@
+"""`sglang-dynasor run` around a fake engine, the trace it writes, and the committed one."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+from collections.abc import AsyncIterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sglang.srt.managers.io_struct import GenerateReqInput
+
+from sglang_dynasor import cli, run
+from sglang_dynasor.allocation.traces import TraceSample, read_traces
+from sglang_dynasor.certaindex import canonical_key
+from sglang_dynasor.managers.engine_branches import EngineBranches
+from sglang_dynasor.models import default_model_path, recommended_temperature
+from sglang_dynasor.programs import CERTAINTY_GROUP_TOKENS, Program, ProgramResult
+from sglang_dynasor.scheduling import ProgramKey
+
+COMMITTED = Path(__file__).parents[1] / "data" / "tiny_reasoner_300x40.jsonl.gz"
+CERTAINTY = {"tokens": 7, "mean": 3.14159265, "tail": 3.0, "lowest_group": 2.5, "bottom": 2.0}
+
+
+class FakeEngine:
+    """Every program gets the answers 7, none and 07, or ends as told."""
+
+    def __init__(self, stop_reason: str = "completed", error: str | None = None) -> None:
+        self.programs: list[Program] = []
+        self.settings: dict[str, Any] | None = None
+        self._stop_reason = stop_reason
+        self._error = error
+
+    def run_batch(self, programs: list[Program], *, progress: bool) -> list[ProgramResult]:
+        self.programs = programs
+        return [self._result(position) for position in range(len(programs))]
+
+    def _result(self, position: int) -> ProgramResult:
+        if self._error and position == 1:
+            return ProgramResult("", {}, error=self._error)
+        report = {
+            "answer": "7",
+            "stop_reason": self._stop_reason,
+            "branches": {"started": 3},
+            "tokens": {"prompt": 4, "total": 34},
+            "branch_details": [
+                {"answer": answer, "tokens": tokens, "text": f"t{tokens}", "certainty": CERTAINTY}
+                for answer, tokens in (("7", 9), ("", 10), ("07", 11))
+            ],
+        }
+        return ProgramResult("t9", report)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    return share(FakeEngine(), monkeypatch)
+
+
+def share(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    def start(model: Path, seed: int, dynasor: dict[str, Any]) -> Any:
+        engine.settings = dynasor
+        return nullcontext(engine)
+
+    monkeypatch.setattr(run, "started_engine", start)
+    monkeypatch.setenv("SGLANG_RETURN_ORIGINAL_LOGPROB", "0")  # put back after the test
+    return engine
+
+
+@pytest.fixture
+def questions(tmp_path: Path) -> Path:
+    path = tmp_path / "questions.jsonl"
+    lines: list[dict[str, Any]] = [
+        {"id": "a", "prompt": "3+4", "gold": "7"},
+        {"id": "b", "messages": [{"role": "user", "content": "4+4"}], "gold": "8"},
+    ]
+    path.write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+def command(*arguments: str | Path) -> int:
+    return cli.main(["run", *map(str, arguments)])
+
+
+def test_programs_act_and_the_last_line_sums_them_up(
+    fake: FakeEngine, questions: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("--problems-file", questions, "--max-branches", "5", "--temperature", "0.5") == 0
+    output = capsys.readouterr()
+    assert json.loads(output.out.splitlines()[-1]) == {
+        "n": 2,
+        "accuracy": 0.5,
+        "tokens": 30.0,
+        "stop_reasons": {"completed": 2},
+    }
+    assert "2 of 2 problems" in output.err
+    first, second = fake.programs
+    assert (first.prompt, second.messages) == ("3+4", [{"role": "user", "content": "4+4"}])
+    assert first.dynasor["mode"] == "on"
+    assert first.dynasor["max_branches"] == 5
+    assert first.sampling_params["temperature"] == 0.5
+    assert first.sampling_params["sampling_seed"] != second.sampling_params["sampling_seed"]
+    assert first.top_logprobs == 0
+
+
+def test_without_a_file_the_problems_are_held_out_and_sampled_as_the_model_recommends(
+    fake: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("--problems", "25") == 0
+    assert len(fake.programs) == 25
+    temperature = fake.programs[0].sampling_params["temperature"]
+    assert temperature == recommended_temperature(default_model_path())
+    assert "max_branches" not in fake.programs[0].dynasor  # the engine's setting decides
+    table = capsys.readouterr().err
+    assert "20 of 25 problems" in table
+    assert "sum-0-00019" in table and "sum-0-00020" not in table
+
+
+def test_rule_and_profile_are_settings_of_the_engine(fake: FakeEngine, questions: Path) -> None:
+    assert command("--problems-file", questions, "--rule", "beta") == 0
+    assert fake.settings == {"rule": "beta"}
+
+
+@pytest.mark.parametrize(
+    ("named", "arguments"),
+    [
+        ("--record", ["--texts"]),
+        (".gz", ["--record", "trace.jsonl"]),
+        ("no folder", ["--record", "nowhere/trace.jsonl.gz"]),
+        ("--problems", ["--problems", "0"]),
+        ("profile", ["--profile", "nowhere.json"]),
+        ("unknown model", ["--model-path", "gpt"]),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_engine_starts(
+    fake: FakeEngine, named: str, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(*arguments) == 2
+    assert named in capsys.readouterr().err
+    assert fake.settings is None
+
+
+def test_a_refused_program_is_named(
+    monkeypatch: pytest.MonkeyPatch, questions: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    share(FakeEngine(error="too long"), monkeypatch)
+    assert command("--problems-file", questions) == 2
+    assert "problem b: too long" in capsys.readouterr().err
+
+
+def test_a_recording_stops_nothing_and_reads_back_as_a_trace(
+    fake: FakeEngine, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "trace.jsonl.gz"
+    assert command("--problems-file", questions, "--record", path) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["record"] == str(path)
+    assert {program.dynasor["mode"] for program in fake.programs} == {"shadow"}
+    assert {program.dynasor["detail"] for program in fake.programs} == {"branches"}
+    assert {program.top_logprobs for program in fake.programs} == {20}
+
+    problems = read_traces(path)
+    assert [(p.id, p.gold, p.model) for p in problems] == [
+        ("a", "7", "tiny_reasoner"),
+        ("b", "8", "tiny_reasoner"),
+    ]
+    samples = (TraceSample("7", 9, True), TraceSample("", 10, False), TraceSample("07", 11, True))
+    assert problems[0].samples == samples
+    assert not any(sample.correct for sample in problems[1].samples)
+    lines = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    assert [line["problem"] for line in lines] == ["3+4", "4+4"]
+    assert lines[0]["certainty"] == {"k": 20, "group_tokens": 16}
+    certainty = {"mean": 3.1416, "tail": 3.0, "lowest_group": 2.5, "bottom": 2.0}
+    assert lines[0]["samples"][0] == {
+        "answer": "7",
+        "correct": True,
+        "n_tokens": 9,
+        "certainty": certainty,
+    }
+
+
+def test_texts_are_recorded_only_when_asked_for(
+    fake: FakeEngine, questions: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "trace.jsonl.gz"
+    assert command("--problems-file", questions, "--record", path, "--texts") == 0
+    first = json.loads(gzip.decompress(path.read_bytes()).splitlines()[0])
+    assert [sample["text"] for sample in first["samples"]] == ["t9", "t10", "t11"]
+
+
+def test_the_same_samples_give_the_same_bytes(
+    fake: FakeEngine, questions: Path, tmp_path: Path
+) -> None:
+    paths = [tmp_path / name for name in ("one.jsonl.gz", "two.jsonl.gz")]
+    for path in paths:
+        command("--problems-file", questions, "--record", path)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_a_recording_that_lost_a_branch_leaves_the_old_trace_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+    questions: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    share(FakeEngine(stop_reason="aborted"), monkeypatch)
+    path = tmp_path / "trace.jsonl.gz"
+    path.write_bytes(b"old")
+    assert command("--problems-file", questions, "--record", path) == 2
+    assert "problem a: aborted" in capsys.readouterr().err
+    assert path.read_bytes() == b"old"
+
+
+def test_a_failing_write_leaves_no_half_a_file(tmp_path: Path) -> None:
+    problems = run.load_problems(None, 1, 0)
+    with pytest.raises(KeyError):
+        run.write_trace(tmp_path / "t.jsonl.gz", problems, [ProgramResult("", {})], "m", False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_token_certainty_is_the_mean_negative_log_probability_of_the_likeliest() -> None:
+    async def generate(obj: GenerateReqInput) -> AsyncIterator[dict[str, Any]]:
+        tokens = CERTAINTY_GROUP_TOKENS + 1
+        likeliest = [[(-1.0, 5, None), (-3.0, 6, None)]] + [[(-4.0, 5, None)]] * (tokens - 1)
+        meta = {
+            "completion_tokens": tokens,
+            "finish_reason": {"type": "stop"},
+            "output_top_logprobs": likeliest,
+        }
+        yield {"text": "", "meta_info": meta}
+
+    template = GenerateReqInput(text="1+1", return_logprob=True, top_logprobs_num=2)
+    client = EngineBranches(template, [1], ProgramKey("", "p"), 1, generate, None, None)  # type: ignore[arg-type]
+    certainty = asyncio.run(client.run_branch(0, None)).certainty
+    assert certainty is not None
+    assert certainty.tokens == CERTAINTY_GROUP_TOKENS + 1
+    assert certainty.tail == pytest.approx(4)
+    assert certainty.lowest_group == pytest.approx(4 - 2 / CERTAINTY_GROUP_TOKENS)
+
+
+def test_the_committed_trace_holds_300_problems_of_40_samples_with_labels_that_agree() -> None:
+    assert COMMITTED.stat().st_size < 2_000_000
+    problems = read_traces(COMMITTED)
+    assert len(problems) == 300
+    assert {len(problem.samples) for problem in problems} == {40}
+    for problem in problems:
+        gold = canonical_key(problem.gold)
+        for sample in problem.samples:
+            assert sample.correct == (canonical_key(sample.answer) == gold)
