@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from sglang_dynasor.config import DynasorConfig
+
 if TYPE_CHECKING:
     from sglang_dynasor import DynasorEngine
 
@@ -46,7 +48,7 @@ def test_the_curl_snippet_answers_with_a_program_report(server_url: str) -> None
 
 
 def test_the_server_snippet_names_the_embedded_model_and_a_module_that_exists() -> None:
-    lines = _snippet("bash", "launch_server").splitlines()
+    lines = _snippet("bash", "--port 30000").splitlines()
     path = lines[0].replace("python -c", f"{sys.executable} -c")
     done = subprocess.run(
         ["bash", "-c", f'{path}; echo "$MODEL"'], capture_output=True, text=True, timeout=120
@@ -74,6 +76,21 @@ def test_the_lang_snippet_runs_as_one_program(
     _share_engine(engine, monkeypatch)
     _run_python(_snippet("python", "import sglang as sgl"), server_url)
     assert capsys.readouterr().out.strip()
+
+
+def test_the_calibrate_snippet_writes_a_profile_that_the_server_takes(tmp_path: Path) -> None:
+    record, calibrate, serve = _snippet("bash", "calibrate").splitlines()
+    trace = ROOT / "test" / "data" / "tiny_reasoner_300x40.jsonl.gz"
+    command = (
+        calibrate.replace("sglang-dynasor", f"{sys.executable} -m sglang_dynasor.cli")
+        .replace("traces.jsonl.gz", str(trace))
+        .replace("profile.json", str(tmp_path / "profile.json"))
+    )
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    config = DynasorConfig.parse({"profile": str(tmp_path / "profile.json")})
+    assert config.max_branches == 16
+    assert "--record traces.jsonl.gz" in record and "--dynasor-profile profile.json" in serve
 
 
 def test_the_generated_tables_are_up_to_date() -> None:
