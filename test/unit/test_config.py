@@ -30,6 +30,7 @@ GOOD: dict[str, Any] = {
     "grants": "4,2",
     "pattern_time_limit_ms": 7,
     "equality_time_limit_ms": 0,
+    "embeddings_threshold": 0.0,
     "prefix_hold_tokens": 0,
     "profile": "",
 }
@@ -208,3 +209,13 @@ def test_any_other_switch_value_is_refused_by_name(
     monkeypatch.setenv(SWITCH_VARIABLE, value)
     with pytest.raises(ValueError, match=SWITCH_VARIABLE):
         is_enabled()
+
+
+def test_grouping_by_embeddings_is_refused_without_its_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sglang_dynasor.config.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"embeddings_threshold: .*\[embeddings\]"):
+        DynasorConfig.parse({"embeddings_threshold": 0.75})
+    monkeypatch.setattr("sglang_dynasor.config.find_spec", lambda name: "found")
+    assert DynasorConfig.parse({"embeddings_threshold": 0.75}).embeddings_threshold == 0.75

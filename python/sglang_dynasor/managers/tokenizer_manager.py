@@ -20,7 +20,7 @@ from sglang.srt.managers.tokenizer_manager import TokenizerManager
 from sglang.srt.runtime_context import get_parallel
 from sglang.utils import TypeBasedDispatcher
 
-from sglang_dynasor.certaindex import AnswerGroups, MathEquality
+from sglang_dynasor.certaindex import MathEquality
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.managers.engine_branches import EngineBranches
 from sglang_dynasor.managers.program_messages import (
@@ -34,13 +34,11 @@ from sglang_dynasor.programs import (
     ProgramRun,
     ProgramSpec,
     build_report,
+    grouping_of,
     run_program,
     self_consistency,
 )
 from sglang_dynasor.scheduling import ProgramKey
-
-# Where an answer may be a formula; the others are numbers, letters, code or prose.
-_FORMULA_FORMATS = ("boxed", "regex")
 
 
 @dataclass(slots=True)
@@ -139,15 +137,14 @@ class DynasorTokenizerManager(TokenizerManager):
             request=request,
         )
         limit_s = self.dynasor_config.pattern_time_limit_ms / 1000
-        algebra = self._equality is not None and spec.answer_format in _FORMULA_FORMATS
-        groups = AnswerGroups(self._equality if algebra else None)
+        grouping = grouping_of(spec.answer_format, self.dynasor_config, self._equality)
         self._active_programs.add(key)
         try:
             run = await run_program(
-                self_consistency(spec, limit_s, groups.key),
+                self_consistency(spec, limit_s, grouping.key_of),
                 client,
                 None if spec.deadline_ms is None else spec.deadline_ms / 1000,
-                in_thread=algebra,
+                in_thread=grouping.slow,
             )
         finally:
             self._active_programs.discard(key)

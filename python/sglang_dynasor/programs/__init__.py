@@ -8,6 +8,7 @@ from sglang_dynasor.programs.base import (
     ReasoningProgram,
     ShadowOutcome,
 )
+from sglang_dynasor.programs.grouping import grouping_of
 from sglang_dynasor.programs.result import Program, ProgramResult, build_report
 from sglang_dynasor.programs.runner import BranchClient, ProgramRun, run_program
 from sglang_dynasor.programs.self_consistency import self_consistency
@@ -26,6 +27,7 @@ __all__ = [
     "ReasoningProgram",
     "ShadowOutcome",
     "build_report",
+    "grouping_of",
     "run_program",
     "self_consistency",
 ]
