@@ -6,11 +6,11 @@ import math
 from functools import lru_cache
 
 import numpy as np
-from scipy.special import gammainc, roots_genlaguerre
+from scipy.special import gammainc, gammaincinv
 
 from sglang_dynasor.certaindex.entropy import AGREEMENT_DIGITS
 
-_QUADRATURE_POINTS = 64
+_QUADRATURE_POINTS = 128
 
 
 @lru_cache(maxsize=1 << 14)
@@ -56,13 +56,19 @@ def largest_share_posterior(counts: tuple[int, ...]) -> float:
 
     A Dirichlet is independent gammas over their sum, so this is one integral:
     E[prod F_j(G)] with G ~ Gamma(counts[0] + 1) and F_j the distribution of Gamma(counts[j] + 1),
-    by Gauss-Laguerre quadrature.
+    by Gauss-Legendre quadrature over the quantiles of G, good to 1e-5 for up to 512 votes each.
     """
-    nodes, weights = roots_genlaguerre(_QUADRATURE_POINTS, counts[0])
-    below = np.ones_like(nodes)
-    for count in counts[1:]:
-        below = below * gammainc(count + 1, nodes)
-    return round(float((weights * below).sum() / weights.sum()), AGREEMENT_DIGITS)
+    nodes, weights = _quadrature(counts[0])
+    rivals = np.array(counts[1:])[:, None]
+    below = gammainc(rivals + 1, nodes).prod(axis=0)
+    return round(float(weights @ below), AGREEMENT_DIGITS)
+
+
+@lru_cache(maxsize=512)
+def _quadrature(leader: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights of the mean over Gamma(leader + 1), even in its distribution function."""
+    points, weights = np.polynomial.legendre.leggauss(_QUADRATURE_POINTS)
+    return gammaincinv(leader + 1, (points + 1) / 2), weights / 2
 
 
 @lru_cache(maxsize=1 << 14)
