@@ -165,7 +165,8 @@ def test_many_programs_at_once_each_get_their_own_answer(server_url: str) -> Non
 
     def solve(index: int) -> dict[str, Any]:
         problem = f"{10 + index}+{20 + index}"
-        body = {"messages": [{"role": "user", "content": problem}], "max_tokens": 60}
+        message = {"role": "user", "content": problem}
+        body = {"messages": [message], "max_tokens": 60, "temperature": 0}
         reply = post(
             server_url, "/v1/chat/completions", **body, program_id=f"many-{index}", dynasor=fields
         )
