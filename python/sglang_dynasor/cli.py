@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sglang_dynasor import calibrate, run
+from sglang_dynasor.demo import add_sampling_flags
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,14 +50,8 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="fixed 16 branches against Certaindex, measured")
     demo.add_argument("--problems", type=int, default=60, help="how many (default: 60)")
-    demo.add_argument("--model-path", default="tiny_reasoner", help="directory or embedded name")
-    demo.add_argument(
-        "--problems-file", type=Path, help="JSON lines: id, prompt|messages, gold, ..."
-    )
-    demo.add_argument("--temperature", type=float, help="default: the model's recommended one")
+    add_sampling_flags(demo)
     demo.add_argument("--max-branches", type=int, default=16, help="fixed knob (default: 16)")
-    demo.add_argument("--max-new-tokens", type=int, default=256, help="per branch (default: 256)")
-    demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--output-dir", type=Path, default=Path("demo-output"), help="for the chart")
     demo.set_defaults(run=_demo)
 

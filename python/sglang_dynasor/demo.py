@@ -99,6 +99,44 @@ def _parse_problem(line: str, place: str) -> Problem:
     )
 
 
+def add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say what is asked of which model, for `program_of` and `load_problems`."""
+    parser.add_argument(
+        "--problems-file", type=Path, help="JSON lines: id, prompt|messages, gold, ..."
+    )
+    parser.add_argument("--model-path", default="tiny_reasoner", help="directory or embedded name")
+    parser.add_argument("--temperature", type=float, help="default: the model's recommended one")
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="per branch (default: 256)")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def program_of(
+    problem: Problem,
+    options: argparse.Namespace,
+    temperature: float,
+    fields: dict[str, Any],
+    top_logprobs: int = 0,
+) -> Program:
+    """The self-consistency program of a problem; `fields` are further ones of `dynasor`."""
+    return Program(
+        prompt=problem.prompt,
+        messages=problem.messages,
+        sampling_params={
+            "temperature": temperature,
+            "max_new_tokens": options.max_new_tokens,
+            # The same seed in every run: branch i of a problem is the same sample in all of them.
+            "sampling_seed": problem_seed(problem, options.seed),
+        },
+        dynasor={
+            "algorithm": "self_consistency",
+            "answer_format": problem.answer_format,
+            "answer_pattern": problem.answer_pattern,
+            **fields,
+        },
+        top_logprobs=top_logprobs,
+    )
+
+
 def run_demo(options: argparse.Namespace) -> int:
     """Run both arms, print table and charts; the last line of stdout is one JSON object."""
     from sglang_dynasor.demo_report import print_report  # what it needs is missed now, not later
@@ -201,24 +239,12 @@ class _Comparison:
         return results, seconds
 
     def _program(self, problem: Problem, mode: str) -> Program:
-        return Program(
-            prompt=problem.prompt,
-            messages=problem.messages,
-            sampling_params={
-                "temperature": self._temperature,
-                "max_new_tokens": self._options.max_new_tokens,
-                # The same seed in both arms: branch i of a problem is the same sample in both.
-                "sampling_seed": problem_seed(problem, self._options.seed),
-            },
-            dynasor={
-                "algorithm": "self_consistency",
-                "mode": mode,
-                "max_branches": self._options.max_branches,
-                "answer_format": problem.answer_format,
-                "answer_pattern": problem.answer_pattern,
-                "detail": "branches",
-            },
-        )
+        fields = {
+            "mode": mode,
+            "max_branches": self._options.max_branches,
+            "detail": "branches",
+        }
+        return program_of(problem, self._options, self._temperature, fields)
 
     def _arm(self, results: list[ProgramResult], seconds: float) -> Arm:
         # Results come in the order of the problems: the blocks are consecutive halves.

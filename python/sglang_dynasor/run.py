@@ -18,7 +18,14 @@ from rich.table import Table
 
 from sglang_dynasor.allocation import RULES
 from sglang_dynasor.config import from_flags
-from sglang_dynasor.demo import Problem, is_right, load_problems, problem_seed, started_engine
+from sglang_dynasor.demo import (
+    Problem,
+    add_sampling_flags,
+    is_right,
+    load_problems,
+    program_of,
+    started_engine,
+)
 from sglang_dynasor.models import recommended_temperature, resolve_model
 from sglang_dynasor.programs import CERTAINTY_GROUP_TOKENS, Program, ProgramResult
 
@@ -36,13 +43,8 @@ def add_parser(commands: Any) -> None:
         type=int,
         help=f"how many (default: all of the file, or {DEFAULT_PROBLEMS} held-out sums)",
     )
-    parser.add_argument(
-        "--problems-file", type=Path, help="JSON lines: id, prompt|messages, gold, ..."
-    )
-    parser.add_argument("--model-path", default="tiny_reasoner", help="directory or embedded name")
-    parser.add_argument("--temperature", type=float, help="default: the model's recommended one")
+    add_sampling_flags(parser)
     parser.add_argument("--max-branches", type=int, help="default: the profile's, or 16")
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="per branch (default: 256)")
     # The names of the server's flags: both are settings of the engine.
     parser.add_argument(
         "--rule", dest="dynasor_rule", choices=RULES, default=argparse.SUPPRESS, help="stop rule"
@@ -53,7 +55,6 @@ def add_parser(commands: Any) -> None:
         default=argparse.SUPPRESS,
         help="file of `sglang-dynasor calibrate`",
     )
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
         "--record",
         type=Path,
@@ -122,26 +123,14 @@ def run_programs(
 
 
 def _program(problem: Problem, options: argparse.Namespace) -> Program:
-    dynasor = {
-        "algorithm": "self_consistency",
+    fields: dict[str, Any] = {
         "mode": "shadow" if options.record else "on",
-        "answer_format": problem.answer_format,
-        "answer_pattern": problem.answer_pattern,
         "detail": "branches" if options.record else "answer",
     }
     if options.max_branches is not None:
-        dynasor["max_branches"] = options.max_branches
-    return Program(
-        prompt=problem.prompt,
-        messages=problem.messages,
-        sampling_params={
-            "temperature": options.temperature,
-            "max_new_tokens": options.max_new_tokens,
-            "sampling_seed": problem_seed(problem, options.seed),
-        },
-        dynasor=dynasor,
-        top_logprobs=TOP_LOGPROBS if options.record else 0,
-    )
+        fields["max_branches"] = options.max_branches
+    top_logprobs = TOP_LOGPROBS if options.record else 0
+    return program_of(problem, options, options.temperature, fields, top_logprobs)
 
 
 def write_trace(
