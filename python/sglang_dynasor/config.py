@@ -21,6 +21,10 @@ from sglang_dynasor.errors import describe_validation_error
 CONFIG_VARIABLE = "SGLANG_DYNASOR_CONFIG"
 SWITCH_VARIABLE = "SGLANG_DYNASOR"
 
+DRAWS = ("rounds", "offer")
+# fcfs and lpm are upstream's own.
+POLICIES = ("fcfs", "lpm", "gang", "gang-sjf", "value")
+
 # With the size of the full vote, which is what the promise of a profile is about.
 _FROM_PROFILE = ("rule", "threshold", "min_branches", "max_branches")
 
@@ -40,6 +44,31 @@ class DynasorConfig(BaseModel):
     )
     grants: str = Field(
         "", description='branches granted per round, "4,3,3,6"; empty: the fewest that could settle'
+    )
+    draw: str = Field(
+        "rounds",
+        description=f"how a program's branches start, {' or '.join(DRAWS)}: a grant once the last "
+        "one has finished, or as many at any time as could settle the vote, further ones drawn by "
+        "the engine while it has room",
+    )
+    policy: str = Field(
+        "gang-sjf",
+        description=f"order of the waiting queue while programs are served: {', '.join(POLICIES)}",
+    )
+    starvation_factor: float = Field(
+        32.0,
+        gt=0,
+        description="a program goes first once it has waited this many tokens of engine progress "
+        "per token of its own expected work",
+    )
+    speculative_batch: int = Field(
+        0,
+        ge=0,
+        description="offered branches are drawn while nothing waits and fewer requests than this "
+        "run; 0: none is",
+    )
+    max_offered: int = Field(
+        4096, ge=0, description="offered branches the engine remembers, over all programs"
     )
     pattern_time_limit_ms: int = Field(
         50, ge=1, le=10_000, description="time one client-given answer pattern may take, ms"
@@ -88,8 +117,14 @@ class DynasorConfig(BaseModel):
                 "embeddings_threshold: needs the extra: pip install 'sglang-dynasor[embeddings]'"
             )
         make_rule(self.rule, threshold=self.threshold, min_branches=self.min_branches)
+        if self.policy not in POLICIES:
+            raise ValueError(f"policy: must be one of {', '.join(POLICIES)}, not {self.policy!r}")
+        if self.draw not in DRAWS:
+            raise ValueError(f"draw: must be one of {', '.join(DRAWS)}, not {self.draw!r}")
         if self.grants:
             parse_grants(self.grants)
+            if self.draw == "offer":
+                raise ValueError("grants: are sizes of rounds; draw must be rounds, not offer")
         if self.min_branches > self.max_branches:
             raise ValueError(
                 f"min_branches ({self.min_branches}) must not exceed max_branches "
@@ -153,6 +188,9 @@ _FLAG_TYPES: dict[str, type] = {
     "threshold": float,
     "max_branches": int,
     "min_branches": int,
+    "starvation_factor": float,
+    "speculative_batch": int,
+    "max_offered": int,
     "pattern_time_limit_ms": int,
     "equality_time_limit_ms": int,
     "embeddings_threshold": float,

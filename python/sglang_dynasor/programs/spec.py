@@ -26,6 +26,7 @@ _RUN_FIELDS = (
     "threshold",
     "min_branches",
     "grants",
+    "draw",
     "max_total_tokens",
     "deadline_ms",
 )
@@ -60,6 +61,9 @@ class ProgramSpec(BaseModel):
     grants: str | None = Field(
         None, max_length=512, description='branches per round, `"4,3,3,6"`; the last repeats'
     )
+    draw: Literal["rounds", "offer"] | None = Field(
+        None, description="`offer`: further branches start before a round has ended"
+    )
     rule: str | None = Field(None, max_length=64, description=f"{', '.join(RULES)}")
     threshold: float | None = Field(
         None, ge=0, le=1, description="certaindex (threshold) or posterior (beta, dynasor), 0 to 1"
@@ -85,6 +89,8 @@ class ProgramSpec(BaseModel):
         check_pattern(self.answer_format, self.answer_pattern)
         if self.grants is not None:
             parse_grants(self.grants)
+            if self.draw == "offer":
+                raise ValueError("grants: are sizes of rounds; draw must be rounds, not offer")
         if self.algorithm == "none":
             given = [name for name in _RUN_FIELDS if getattr(self, name) is not None]
             if given:
@@ -126,9 +132,13 @@ class ProgramSpec(BaseModel):
         """
         settings: dict[str, Any] = {
             name: getattr(config, name)
-            for name in ("max_branches", "min_branches", "grants", "rule")
+            for name in ("max_branches", "min_branches", "grants", "rule", "draw")
             if getattr(self, name) is None
         }
+        if self.draw == "offer":
+            settings["grants"] = ""
+        elif self.grants:
+            settings["draw"] = "rounds"
         if self.threshold is None and self.rule is None:
             settings["threshold"] = config.threshold
         if self.program_id is None:
