@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from sglang_dynasor.programs import FinishedBranch
+from sglang_dynasor.programs import FinishedBranch, Step
 
 # How many of a running branch's tokens its client has not seen yet.
 UNSEEN_TOKENS = 2
@@ -29,6 +30,8 @@ class FakeBranches:
         self.token_limits: list[int | None] = []
         self.running: set[int] = set()
         self.times_ended = 0
+        self.closed = False
+        self.reports: list[tuple[Step, int]] = []
         self._samples = samples
         self._unwanted_after_s = unwanted_after_s
         self._ended = asyncio.Event()
@@ -65,6 +68,15 @@ class FakeBranches:
         tokens = {index: self._tokens_now(index) for index in self.running}
         self._ended.set()
         return tokens
+
+    def report(self, step: Step, draws_seen: int) -> None:
+        self.reports.append((step, draws_seen))
+
+    def on_draw(self, start: Callable[[int], None]) -> None:
+        self.draw = start
+
+    def close(self) -> None:
+        self.closed = True
 
     async def check_wanted(self) -> None:
         if self._unwanted_after_s is not None and _now() >= self._unwanted_after_s:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from statistics import fmean
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import Request
 from sglang.srt.managers.io_struct import GenerateReqInput
 
 from sglang_dynasor.certaindex import TokenCertainty, TokenCertaintyFold
-from sglang_dynasor.managers.program_messages import BranchParams
+from sglang_dynasor.managers.program_messages import SURPLUS_MESSAGE, BranchParams
 from sglang_dynasor.managers.request_fields import with_carrier
-from sglang_dynasor.programs import CERTAINTY_GROUP_TOKENS, FinishedBranch
+from sglang_dynasor.programs import CERTAINTY_GROUP_TOKENS, BranchStop, FinishedBranch, Step
 from sglang_dynasor.scheduling import ProgramKey
 
-_STOP_REASONS = {"stop": "completed", "length": "length", "abort": "aborted"}
+_STOP_REASONS: dict[str, BranchStop] = {"stop": "completed", "length": "length", "abort": "aborted"}
 
 
 class ClientGone(ValueError):
@@ -36,6 +36,18 @@ def branch_seed(seed: int, index: int) -> int:
     return int.from_bytes(digest, "big") >> 33  # 31 bits: safe in any integer type downstream
 
 
+class ProgramLink(Protocol):
+    """What a running program and the scheduler say to each other about it."""
+
+    def report(self, step: Step, draws_seen: int) -> None: ...
+
+    def on_draw(self, start: Callable[[int], None]) -> None: ...
+
+    async def end(self) -> dict[str, int]: ...
+
+    def close(self) -> None: ...
+
+
 class EngineBranches:
     """Samples the branches of one program through `generate`, upstream's own request path.
 
@@ -49,7 +61,7 @@ class EngineBranches:
         key: ProgramKey,
         seed: int,
         generate: Callable[[GenerateReqInput], AsyncIterator[dict[str, Any]]],
-        end: Callable[[ProgramKey], Awaitable[dict[str, int]]],
+        link: ProgramLink,
         request: Request | None,
     ) -> None:
         self.outputs: dict[int, dict[str, Any]] = {}
@@ -58,7 +70,10 @@ class EngineBranches:
         self._key = key
         self._seed = seed
         self._generate = generate
-        self._end = end
+        self._link = link
+        self.report = link.report
+        self.on_draw = link.on_draw
+        self.close = link.close
         self._request = request
 
     async def run_branch(self, index: int, max_tokens: int | None) -> FinishedBranch:
@@ -70,12 +85,12 @@ class EngineBranches:
             index=index,
             text=output.get("text") or "",
             n_tokens=meta.get("completion_tokens", 0),
-            stop_reason=_STOP_REASONS[meta["finish_reason"]["type"]],  # type: ignore[arg-type]
+            stop_reason=_stop_reason(meta["finish_reason"]),
             certainty=_fold(meta.get("output_top_logprobs") or ()),
         )
 
     async def end_program(self) -> dict[int, int]:
-        tokens = await self._end(self._key)
+        tokens = await self._link.end()
         return {int(rid.rsplit("::", 1)[1]): count for rid, count in tokens.items()}
 
     async def check_wanted(self) -> None:
@@ -97,6 +112,12 @@ class EngineBranches:
         fields = BranchParams(self._key.tenant, self._key.program_id).to_custom_params()
         branch.sampling_params = with_carrier(params, fields)
         return branch
+
+
+def _stop_reason(finish_reason: dict[str, Any]) -> BranchStop:
+    if finish_reason.get("message") == SURPLUS_MESSAGE:
+        return "cancelled"
+    return _STOP_REASONS[finish_reason["type"]]
 
 
 def _fold(

@@ -13,6 +13,7 @@ from sglang.srt.managers.io_struct import BaseReq, hook_custom_types
 from sglang_dynasor.scheduling import ProgramKey
 
 CARRIER = "dynasor"
+SURPLUS_MESSAGE = "branch not needed now"
 
 
 class EndProgramReqInput(BaseReq, kw_only=True):  # type: ignore[call-arg]
@@ -34,11 +35,41 @@ class EndProgramReqOutput(BaseReq, kw_only=True):  # type: ignore[call-arg]
     tokens_at_end: dict[str, int]
 
 
-class BranchParams(NamedTuple):
-    """What the scheduler is told about one request of a program."""
+class ReportProgramReqInput(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """What a program the engine runs needs now; the first report announces it.
+
+    The fields are those of `scheduling.ProgramEntry`; `values` holds gains in P(the vote is right).
+    """
 
     tenant: str
     program_id: str
+    branch_class: str
+    prompt_tokens: int
+    max_branches: int
+    certaindex: float
+    needed: int | None
+    worth: float
+    values: list[float]
+    draws_seen: int
+
+
+class DrawBranchesReqOutput(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """The scheduler has room for `count` of the branches a program offered."""
+
+    tenant: str
+    program_id: str
+    count: int
+
+
+class BranchParams(NamedTuple):
+    """What the scheduler is told about one request of a program.
+
+    `max_branches` is how many requests a client expects to send, 0 where it did not say.
+    """
+
+    tenant: str
+    program_id: str
+    max_branches: int = 0
 
     @property
     def key(self) -> ProgramKey:
@@ -56,4 +87,6 @@ class BranchParams(NamedTuple):
 
 def register() -> None:
     """Make this process able to encode and decode the messages."""
-    hook_custom_types(EndProgramReqInput, EndProgramReqOutput)
+    hook_custom_types(
+        EndProgramReqInput, EndProgramReqOutput, ReportProgramReqInput, DrawBranchesReqOutput
+    )

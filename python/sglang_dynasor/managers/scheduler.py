@@ -18,28 +18,60 @@ from sglang.utils import TypeBasedDispatcher
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.handshake import handshake_info
 from sglang_dynasor.managers.program_messages import (
+    SURPLUS_MESSAGE,
     BranchParams,
+    DrawBranchesReqOutput,
     EndProgramReqInput,
     EndProgramReqOutput,
+    ReportProgramReqInput,
 )
-from sglang_dynasor.scheduling import ProgramKey, ProgramTable
+from sglang_dynasor.managers.schedule_policy import DynasorSchedulePolicy
+from sglang_dynasor.scheduling import (
+    POLICY_KEYS,
+    ProgramKey,
+    ProgramOrder,
+    ProgramTable,
+    draw,
+    surplus_running,
+)
 
 CANCELLED_MESSAGE = "program ended"
+CLIENT_CLASS = "client"  # programs whose requests the client sends
 
 
 class DynasorScheduler(Scheduler):
-    """Tracks the requests of each program and ends them together."""
+    """Tracks the requests of each program, orders them, and ends them together."""
 
     waiting_queue: list[Req]  # upstream's
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.program_table = ProgramTable()
         self.dynasor_config = DynasorConfig.from_environment()
+        self.program_table = ProgramTable(self.dynasor_config.max_offered)
         super().__init__(*args, **kwargs)
 
     def init_request_dispatcher(self) -> None:
         super().init_request_dispatcher()
-        self._request_dispatcher += TypeBasedDispatcher([(EndProgramReqInput, self.end_program)])
+        self._request_dispatcher += TypeBasedDispatcher(
+            [(EndProgramReqInput, self.end_program), (ReportProgramReqInput, self.report_program)]
+        )
+
+    def init_schedule_policy(self) -> None:
+        policy = self.dynasor_config.policy
+        if policy not in POLICY_KEYS:
+            self.schedule_policy = policy  # one of upstream's
+            super().init_schedule_policy()
+            return
+        super().init_schedule_policy()
+        factor = self.dynasor_config.starvation_factor
+        self.policy = DynasorSchedulePolicy(
+            self.program_table,
+            ProgramOrder(self.program_table, policy, factor),
+            self.schedule_policy,
+            self.tree_cache,
+            self.enable_hierarchical_cache,
+            self.enable_priority_scheduling,
+            self.schedule_low_priority_values_first,
+        )
 
     def get_init_info(self) -> dict[str, Any]:
         report = {**handshake_info(), "max_running_requests": self.max_running_requests}
@@ -51,6 +83,7 @@ class DynasorScheduler(Scheduler):
         reply.internal_state["dynasor"] = {
             "programs": len(self.program_table),
             "requests": self.program_table.num_requests,
+            "offered": self.program_table.offered,
             "available_tokens": self.token_to_kv_pool_allocator.available_size(),
             "evictable_tokens": self.tree_cache.evictable_size(),
             "protected_tokens": self.tree_cache.protected_size(),
@@ -63,20 +96,73 @@ class DynasorScheduler(Scheduler):
         req = super()._create_generation_req(recv_req, *args, **kwargs)
         params = BranchParams.of(recv_req.sampling_params.custom_params)
         if params is not None:
-            self.program_table.add(params.key, req.rid)
+            self.program_table.add(
+                params.key,
+                req.rid,
+                branch_class=CLIENT_CLASS,
+                prompt_tokens=len(req.origin_input_ids),
+                max_branches=params.max_branches,
+            )
         return req
 
+    def _add_request_to_queue(self, req: Req, is_retracted: bool = False) -> None:
+        super()._add_request_to_queue(req, is_retracted)
+        if not is_retracted:
+            req.arrival = self.program_table.next_arrival()
+        if self.program_table:
+            self._note_waiting(req)
+
+    def _note_waiting(self, req: Req) -> None:
+        if req.rid in self.program_table:
+            self.program_table.enqueue(req.rid)
+        else:
+            self.program_table.waiting_entry(req.rid, req.arrival, len(req.origin_input_ids))
+
     def get_new_batch_prefill(self, running_batch: ScheduleBatch) -> Any:
+        if not self.program_table:
+            return super().get_new_batch_prefill(running_batch)
         # Siblings of a long prompt wait for the branch that prefills it, then hit the tree. They
         # leave waiting_queue for the length of this call only: aborts and idle checks see them.
-        held = self._siblings_to_hold() if self.program_table else []
-        if not held:
-            return super().get_new_batch_prefill(running_batch)
-        held_rids = {req.rid for req in held}
-        self.waiting_queue = [req for req in self.waiting_queue if req.rid not in held_rids]
+        held = self._siblings_to_hold()
+        if held:
+            held_rids = {req.rid for req in held}
+            self.waiting_queue = [req for req in self.waiting_queue if req.rid not in held_rids]
         plan = super().get_new_batch_prefill(running_batch)
         self.waiting_queue.extend(held)
+        if plan.batch_to_run is not None:
+            for req in plan.batch_to_run.reqs:
+                self.program_table.admit(req.rid)
+        if self.waiting_queue:
+            self._make_room()
+        else:
+            self._draw_offers(plan)
         return plan
+
+    def _make_room(self) -> None:
+        """Cancel running branches that are not needed while needed requests wait."""
+        table = self.program_table
+        if not table.with_surplus():
+            return
+        wait = sum(not table.is_late(req.rid) for req in self.waiting_queue)
+        rids = set(surplus_running(table, wait))
+        for req in self.collect_inflight_reqs() if rids else ():
+            if req.rid in rids and not req.finished():
+                req.skip_radix_cache_insert = True
+                req.to_finish = FINISH_ABORT(SURPLUS_MESSAGE)
+                table.give_up(req.rid)
+
+    def _draw_offers(self, plan: Any) -> None:
+        """Ask for offered branches while nothing waits and there is room for more."""
+        if not self.program_table.offering():
+            return
+        running = plan.running_batch.batch_size()
+        if plan.batch_to_run is not None:
+            running += plan.batch_to_run.batch_size()
+        for key, count in draw(self.program_table, self.dynasor_config.speculative_batch - running):
+            answer = DrawBranchesReqOutput(
+                tenant=key.tenant, program_id=key.program_id, count=count
+            )
+            self.send_control_output(answer, answer)
 
     def _siblings_to_hold(self) -> list[Req]:
         threshold = self.dynasor_config.prefix_hold_tokens
@@ -103,6 +189,8 @@ class DynasorScheduler(Scheduler):
 
     def process_batch_result(self, batch: ScheduleBatch, result: Any) -> None:
         super().process_batch_result(batch, result)
+        is_extend = batch.forward_mode.is_extend()
+        self.program_table.advance(batch.extend_num_tokens if is_extend else len(batch.reqs))
         if self.program_table:
             self._follow_branches(batch.reqs)
 
@@ -117,20 +205,44 @@ class DynasorScheduler(Scheduler):
     def _follow_branches(self, reqs: list[Req]) -> None:
         for req in reqs:
             entry = self.program_table.program_of(req.rid)
-            if entry is None:
-                continue
             if req.finished():
-                self.program_table.retire(req.rid, len(req.output_ids))
-            elif req.output_ids:
+                self._follow_finished(req)
+            elif entry is not None and req.output_ids:
                 entry.prompt_cached = True
         self._answer_ended_programs()
+
+    def _follow_finished(self, req: Req) -> None:
+        if req.rid in self.program_table:
+            completed = not isinstance(req.finished_reason, FINISH_ABORT)
+            self.program_table.retire(req.rid, len(req.output_ids), completed)
+        else:
+            self.program_table.learn_plain(len(req.origin_input_ids), len(req.output_ids))
 
     def send_abort_output(self, abort_req: AbortReq, req: Req) -> None:
         # Upstream reports here every request that leaves outside the output stream.
         super().send_abort_output(abort_req, req)
-        if req.rid in self.program_table:
+        if self.program_table:
             self.program_table.retire(req.rid, len(req.output_ids))
             self._answer_ended_programs()
+
+    def abort_request(self, recv_req: AbortReq) -> None:
+        if recv_req.abort_all:
+            self.program_table.withdraw_offers()
+        super().abort_request(recv_req)
+
+    def report_program(self, recv_req: ReportProgramReqInput) -> None:
+        """Take what a program needs now; its first report announces it."""
+        table = self.program_table
+        key = ProgramKey(recv_req.tenant, recv_req.program_id)
+        table.open(key, recv_req.branch_class, recv_req.prompt_tokens, recv_req.max_branches)
+        table.report(
+            key,
+            certaindex=recv_req.certaindex,
+            needed=recv_req.needed,
+            worth=recv_req.worth,
+            values=recv_req.values,
+            draws_seen=recv_req.draws_seen,
+        )
 
     def end_program(self, recv_req: EndProgramReqInput) -> None:
         """End every request of a program; the answer follows when the last one has drained.

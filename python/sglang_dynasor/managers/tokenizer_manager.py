@@ -10,7 +10,7 @@ import asyncio
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,13 +26,17 @@ from sglang_dynasor.managers.engine_branches import EngineBranches
 from sglang_dynasor.managers.program_messages import (
     CARRIER,
     BranchParams,
+    DrawBranchesReqOutput,
     EndProgramReqInput,
     EndProgramReqOutput,
+    ReportProgramReqInput,
 )
 from sglang_dynasor.managers.request_fields import read_program_fields, stamp, tenant_of
 from sglang_dynasor.programs import (
+    Grant,
     ProgramRun,
     ProgramSpec,
+    Step,
     build_report,
     grouping_of,
     run_program,
@@ -50,6 +54,50 @@ class _PendingEnd:
     tokens: dict[str, int]
 
 
+class _SchedulerLink:
+    """One running program's line to the scheduler; while it is open, draws reach the program."""
+
+    def __init__(
+        self,
+        manager: DynasorTokenizerManager,
+        key: ProgramKey,
+        spec: ProgramSpec,
+        prompt_tokens: int,
+    ) -> None:
+        assert spec.max_branches is not None, "resolve() first"
+        self._manager = manager
+        self._key = key
+        self._branch_class = spec.algorithm
+        self._prompt_tokens = prompt_tokens
+        self._max_branches = spec.max_branches
+
+    def report(self, step: Step, draws_seen: int) -> None:
+        rounds = isinstance(step, Grant)
+        self._manager._dispatch_to_scheduler(
+            ReportProgramReqInput(
+                tenant=self._key.tenant,
+                program_id=self._key.program_id,
+                branch_class=self._branch_class,
+                prompt_tokens=self._prompt_tokens,
+                max_branches=self._max_branches,
+                certaindex=step.certaindex,
+                needed=None if rounds else step.needed,
+                worth=1.0 if rounds else step.worth,
+                values=[] if rounds else list(step.values),
+                draws_seen=draws_seen,
+            )
+        )
+
+    def on_draw(self, start: Callable[[int], None]) -> None:
+        self._manager._draw_handlers[self._key] = start
+
+    async def end(self) -> dict[str, int]:
+        return await self._manager.end_program(self._key)
+
+    def close(self) -> None:
+        self._manager._dispatch_end(self._key, message_id="")
+
+
 class DynasorTokenizerManager(TokenizerManager):
     """Runs programs on the server and stamps the requests of client-driven ones."""
 
@@ -59,6 +107,7 @@ class DynasorTokenizerManager(TokenizerManager):
         limit_ms = self.dynasor_config.equality_time_limit_ms
         self._equality = MathEquality(limit_ms / 1000) if limit_ms else None
         self._active_programs: set[ProgramKey] = set()
+        self._draw_handlers: dict[ProgramKey, Callable[[int], None]] = {}
         self._pending_ends: dict[str, _PendingEnd] = {}
         super().__init__(*args, **kwargs)
 
@@ -71,7 +120,10 @@ class DynasorTokenizerManager(TokenizerManager):
     def init_request_dispatcher(self) -> None:
         super().init_request_dispatcher()
         self._result_dispatcher += TypeBasedDispatcher(
-            [(EndProgramReqOutput, self._handle_program_ended)]
+            [
+                (EndProgramReqOutput, self._handle_program_ended),
+                (DrawBranchesReqOutput, self._handle_draw),
+            ]
         )
 
     async def generate_request(
@@ -93,7 +145,13 @@ class DynasorTokenizerManager(TokenizerManager):
             for spec in specs
         ]
         if any(members):
-            stamp(obj, [_member_params(spec, tenant) for spec in members])
+            stamp(
+                obj,
+                [
+                    _member_params(spec, given, tenant)
+                    for spec, given in zip(members, specs, strict=True)
+                ],
+            )
         async for output in super().generate_request(obj, request):
             if any(members):
                 _add_member_report(output, members)
@@ -133,7 +191,7 @@ class DynasorTokenizerManager(TokenizerManager):
             key=key,
             seed=secrets.randbits(31) if seed is None else seed,
             generate=self.generate_branch,
-            end=self.end_program,
+            link=_SchedulerLink(self, key, spec, len(input_ids)),
             request=request,
         )
         limit_s = self.dynasor_config.pattern_time_limit_ms / 1000
@@ -148,6 +206,7 @@ class DynasorTokenizerManager(TokenizerManager):
             )
         finally:
             self._active_programs.discard(key)
+            self._draw_handlers.pop(key, None)
         seconds = time.perf_counter() - started
         report = build_report(spec, run, len(input_ids), seconds)
         return _program_output(client, run, report, self.config_value("weight_version"))
@@ -180,6 +239,11 @@ class DynasorTokenizerManager(TokenizerManager):
         if pending.ranks_missing == 0 and not pending.answered.done():
             pending.answered.set_result(pending.tokens)
 
+    def _handle_draw(self, answer: DrawBranchesReqOutput) -> None:
+        start = self._draw_handlers.get(ProgramKey(answer.tenant, answer.program_id))
+        if start is not None:  # otherwise the program has ended meanwhile
+            start(answer.count)
+
     def abort_request(self, rid: str = "", abort_all: bool = False) -> None:
         # A program's id is no request's id: upstream would drop the abort.
         for key in self._active_programs:
@@ -188,10 +252,14 @@ class DynasorTokenizerManager(TokenizerManager):
         super().abort_request(rid, abort_all)
 
 
-def _member_params(spec: ProgramSpec | None, tenant: str) -> dict[str, Any] | None:
-    if spec is None or spec.program_id is None:
+def _member_params(
+    spec: ProgramSpec | None, given: ProgramSpec | None, tenant: str
+) -> dict[str, Any] | None:
+    if spec is None or given is None or spec.program_id is None:
         return None
-    return BranchParams(tenant, spec.program_id).to_custom_params()
+    # The server's default says nothing of how many requests this client will send.
+    expected = given.max_branches or 0
+    return BranchParams(tenant, spec.program_id, expected).to_custom_params()
 
 
 def _add_member_report(output: Any, members: list[ProgramSpec | None]) -> None:

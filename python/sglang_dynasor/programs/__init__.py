@@ -2,11 +2,14 @@
 
 from sglang_dynasor.programs.base import (
     CERTAINTY_GROUP_TOKENS,
+    BranchStop,
     FinishedBranch,
     Grant,
+    Offer,
     Outcome,
     ReasoningProgram,
     ShadowOutcome,
+    Step,
 )
 from sglang_dynasor.programs.grouping import grouping_of
 from sglang_dynasor.programs.result import Program, ProgramResult, build_report
@@ -17,8 +20,10 @@ from sglang_dynasor.programs.spec import ProgramSpec
 __all__ = [
     "CERTAINTY_GROUP_TOKENS",
     "BranchClient",
+    "BranchStop",
     "FinishedBranch",
     "Grant",
+    "Offer",
     "Outcome",
     "Program",
     "ProgramResult",
@@ -26,6 +31,7 @@ __all__ = [
     "ProgramSpec",
     "ReasoningProgram",
     "ShadowOutcome",
+    "Step",
     "build_report",
     "grouping_of",
     "run_program",

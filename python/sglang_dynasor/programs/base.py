@@ -1,7 +1,7 @@
 """What a reasoning program and whoever runs it say to each other.
 
-A program is a generator: it yields grants, receives one finished branch at a time, and returns an
-outcome. It knows neither engine nor clock, so live runs, replays and simulations share it.
+A program is a generator: it yields grants or offers, receives one finished branch at a time, and
+returns an outcome. It knows neither engine nor clock: live runs, replays and simulations share it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,21 @@ class Grant:
 
     branches: int
     max_tokens: int | None = None
+    certaindex: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """Have `needed` branches in flight now; the engine may draw one more for each of `values`.
+
+    `values` are what those further branches would add to P(the vote is right), falling; `worth` is
+    what the needed ones would add next to the first branches of a program (1).
+    """
+
+    needed: int
+    values: tuple[float, ...]
+    worth: float
+    certaindex: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,4 +91,5 @@ class ShadowOutcome:
 
 
 # None is sent instead of a branch when the deadline has passed.
-ReasoningProgram: TypeAlias = Generator[Grant, FinishedBranch | None, Outcome]
+Step: TypeAlias = Grant | Offer
+ReasoningProgram: TypeAlias = Generator[Step, FinishedBranch | None, Outcome]

@@ -72,8 +72,10 @@ def build_report(
 ) -> dict[str, Any]:
     """The response object `sglext.dynasor` of a program the engine ran."""
     outcome = run.outcome
+    cut = [*run.cancelled.values(), *run.trimmed]
     branch_tokens = sum(branch.n_tokens for branch in run.finished.values())
-    cancelled_tokens = sum(branch.n_tokens for branch in run.cancelled.values())
+    idle_tokens = sum(branch.n_tokens for branch in cut if branch.index in run.drawn)
+    cancelled_tokens = sum(branch.n_tokens for branch in cut) - idle_tokens
     report: dict[str, Any] = {
         "program_id": spec.program_id,
         "algorithm": spec.algorithm,
@@ -83,17 +85,17 @@ def build_report(
         "answer": outcome.answer,
         "branches": {
             "max": spec.max_branches,
-            "started": len(run.finished) + len(run.cancelled),
+            "started": len(run.finished) + len(cut),
             "finished": len(run.finished),
-            "cancelled": len(run.cancelled),
+            "cancelled": len(cut),
         },
         "tokens": {
             "prompt": prompt_tokens,
             "branch": branch_tokens,
             "cancelled": cancelled_tokens,
             "probe": 0,
-            "idle": 0,
-            "total": prompt_tokens + branch_tokens + cancelled_tokens,
+            "idle": idle_tokens,
+            "total": prompt_tokens + branch_tokens + cancelled_tokens + idle_tokens,
         },
         "rounds": outcome.rounds,
         "seconds": round(seconds, 6),
@@ -107,9 +109,7 @@ def build_report(
     if spec.detail == "branches":
         report["branch_details"] = [
             _describe_branch(branch, outcome.answers.get(branch.index))
-            for branch in sorted(
-                [*run.finished.values(), *run.cancelled.values()], key=lambda branch: branch.index
-            )
+            for branch in sorted([*run.finished.values(), *cut], key=lambda branch: branch.index)
         ]
     if outcome.shadow is not None:
         report["shadow"] = {

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
-from sglang_dynasor.allocation import FixedGrants, Sample, replay
-from sglang_dynasor.certaindex import CertaindexTracker, canonical_key, extract_answer
+from sglang_dynasor.allocation import FixedGrants, GrantPolicy, Sample, branch_values, replay
+from sglang_dynasor.certaindex import CertaindexTracker, Evidence, canonical_key, extract_answer
 from sglang_dynasor.programs.base import (
     FinishedBranch,
     Grant,
+    Offer,
     Outcome,
     ProgramStop,
     ReasoningProgram,
     ShadowOutcome,
+    Step,
 )
 from sglang_dynasor.programs.spec import ProgramSpec
 
@@ -31,18 +34,23 @@ def self_consistency(
     rule = spec.stop_rule()
     grants = FixedGrants((spec.max_branches,)) if shadow else spec.grant_policy(rule)
     vote = _Vote(spec, pattern_time_limit_s, key_of)
-    granted = rounds = 0
+    planned = rounds = 0  # branches that have finished, run, or must run now
     while vote.tracker.finished < spec.max_branches:
-        grant = Grant(0)
-        if vote.tracker.finished == granted:
-            size = grants.next_grant(vote.tracker.evidence(), rounds)
+        evidence = vote.tracker.evidence()
+        step: Step = Grant(0)
+        if spec.draw == "offer" and not shadow:
+            step = _offer(evidence, grants)
+            rounds += evidence.finished + step.needed > planned
+            planned = max(planned, evidence.finished + step.needed)
+        elif evidence.finished == planned:
+            size = grants.next_grant(evidence, rounds)
             share = _token_share(spec, vote.tokens, size)
             if share == 0:
                 return vote.outcome("budget", rounds)
-            grant = Grant(size, share)
-            granted += size
+            step = Grant(size, share, evidence.certaindex)
+            planned += size
             rounds += 1
-        branch = yield grant
+        branch = yield step
         if branch is None:
             return vote.outcome("deadline", rounds)
         if branch.stop_reason == "aborted":
@@ -52,6 +60,28 @@ def self_consistency(
         if decision is not None:
             return vote.outcome(decision.stop_reason, rounds)
     return vote.outcome("completed", rounds, vote.would_have_stopped() if shadow else None)
+
+
+def _offer(evidence: Evidence, grants: GrantPolicy) -> Offer:
+    """The fewest branches that could settle the vote are needed, the rest is offered.
+
+    No round has to end first: each answer that disagrees makes more branches needed at once.
+    """
+    needed = grants.next_grant(evidence, 0)
+    gains = branch_values(evidence, mean_tokens=1.0)
+    return Offer(
+        needed=needed,
+        values=gains[needed:],
+        worth=min(1.0, sum(gains[:needed]) / _first_gain(evidence.finished + evidence.remaining)),
+        certaindex=evidence.certaindex,
+    )
+
+
+@lru_cache
+def _first_gain(max_branches: int) -> float:
+    """What all branches of a program add together when nothing is known yet."""
+    nothing = CertaindexTracker(max_branches).evidence()
+    return sum(branch_values(nothing, mean_tokens=1.0))
 
 
 def _token_share(spec: ProgramSpec, spent: int, branches: int) -> int | None:

@@ -91,6 +91,8 @@ class ProgramSpec(BaseModel):
             parse_grants(self.grants)
             if self.draw == "offer":
                 raise ValueError("grants: are sizes of rounds; draw must be rounds, not offer")
+        if self.draw == "offer" and self.max_total_tokens is not None:
+            raise ValueError("max_total_tokens: is shared out by rounds; draw must be rounds")
         if self.algorithm == "none":
             given = [name for name in _RUN_FIELDS if getattr(self, name) is not None]
             if given:
@@ -137,7 +139,7 @@ class ProgramSpec(BaseModel):
         }
         if self.draw == "offer":
             settings["grants"] = ""
-        elif self.grants:
+        elif self.grants or self.max_total_tokens is not None:
             settings["draw"] = "rounds"
         if self.threshold is None and self.rule is None:
             settings["threshold"] = config.threshold

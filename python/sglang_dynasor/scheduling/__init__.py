@@ -1,5 +1,8 @@
 """Order and bookkeeping of programs: pure, the same in the engine and in the simulator."""
 
+from sglang_dynasor.scheduling.cost import TokenPrior
+from sglang_dynasor.scheduling.offers import draw, surplus_running
+from sglang_dynasor.scheduling.order import POLICY_KEYS, ProgramOrder, WaitingRequest
 from sglang_dynasor.scheduling.program_table import (
     EndedProgram,
     ProgramEntry,
@@ -7,4 +10,15 @@ from sglang_dynasor.scheduling.program_table import (
     ProgramTable,
 )
 
-__all__ = ["EndedProgram", "ProgramEntry", "ProgramKey", "ProgramTable"]
+__all__ = [
+    "POLICY_KEYS",
+    "EndedProgram",
+    "ProgramEntry",
+    "ProgramKey",
+    "ProgramOrder",
+    "ProgramTable",
+    "TokenPrior",
+    "WaitingRequest",
+    "draw",
+    "surplus_running",
+]

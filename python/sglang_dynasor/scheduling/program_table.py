@@ -1,12 +1,26 @@
-"""Which requests belong to which program. Scheduler-side truth, pure bookkeeping.
+"""Which requests belong to which program, and what each program still needs. Pure bookkeeping.
 
-Keys are (tenant, program_id): two tenants may use the same id and never meet.
+The truth about programs on the scheduler's side. Keys are (tenant, program_id): two tenants may
+use the same id and never meet. All time is engine progress in tokens, never a clock: every
+tensor-parallel rank keeps the same table.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
+
+from sglang_dynasor.scheduling.cost import TokenPrior, own_mean
+
+# Programs without a request that are remembered: a client's loop comes back under the same id.
+REMEMBERED_PROGRAMS = 4096
+DEFAULT_MAX_OFFERED = 4096
+# A running branch is never taken to be nearer its end than this share of the mean.
+_LEAST_LEFT = 0.1
+
+PLAIN = "plain"
 
 
 class ProgramKey(NamedTuple):
@@ -14,13 +28,60 @@ class ProgramKey(NamedTuple):
     program_id: str
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class ProgramEntry:
-    """One program with requests in the engine."""
+    """One program in the engine, or one plain request, which is ordered as a program of its own.
+
+    `max_branches` is its knob, `needed` how many branches must be in flight now (None: all it
+    sends), `worth` what they are expected to add to P(the vote is right) next to the first
+    branches of a program (1), `values` what each offered branch beyond them would add, falling.
+    """
 
     key: ProgramKey
-    rids: set[str] = field(default_factory=set)
+    arrival: int
+    prompt_tokens: int = 0
+    branch_class: str = PLAIN
+    opened: bool = False  # the engine runs it: it stays until it is ended
+    rids: dict[str, None] = field(default_factory=dict)  # in order of arrival
+    waiting: set[str] = field(default_factory=set)
+    running: dict[str, int] = field(default_factory=dict)  # rid -> progress step of admission
+    finished: int = 0
+    finished_tokens: int = 0
+    served_tokens: int = 0  # all its branches generated
+    certaindex: float = 0.0
+    max_branches: int = 0
+    needed: int | None = None
+    worth: float = 1.0
+    values: Sequence[float] = ()
+    drawn: int = 0  # offered branches asked for, in all
+    draws_seen: int = 0  # of these, the ones its last report knew of
+    waiting_since: int | None = None  # progress, tokens
+    escalate_at: float | None = None  # set once for each wait
+    escalated: bool = False
+    order_key: tuple[float, ...] = ()
+    rank: int = 0
+    late: frozenset[str] = frozenset()  # waiting requests beyond the needed ones
     prompt_cached: bool = False  # a branch has been prefilled, so siblings can share its prompt
+
+    @property
+    def in_flight(self) -> int:
+        return len(self.rids)
+
+    @property
+    def underway(self) -> int:
+        """Branches drawn that its last report did not know of."""
+        return self.drawn - self.draws_seen
+
+    @property
+    def started(self) -> bool:
+        """Whether it has been served: the gang whose requests go first."""
+        return bool(self.running) or (self.opened and self.finished > 0)
+
+    def surplus(self) -> list[str]:
+        """Requests beyond the needed ones, youngest first: the first to be given up."""
+        if self.needed is None:
+            return []
+        return list(reversed(list(self.rids)[self.needed :]))
 
 
 @dataclass(slots=True)
@@ -35,12 +96,29 @@ class EndedProgram:
 
 
 class ProgramTable:
-    """Programs with live requests, and programs that are being ended."""
+    """Programs with live requests, programs that are being ended, and plain requests that wait.
 
-    def __init__(self) -> None:
+    `changed` holds the entries whose place in the order may be another than before; the order
+    takes them out. `step` counts forward passes, `progress` the tokens they computed; `offered`
+    branches wait to be drawn, over all programs.
+    """
+
+    def __init__(self, max_offered: int = DEFAULT_MAX_OFFERED) -> None:
+        """`max_offered` bounds the offered branches that are remembered, over all programs."""
+        self.prior = TokenPrior()
+        self.offered = 0
+        self.changed: dict[int, ProgramEntry] = {}  # by arrival
+        self.step = 0
+        self.progress = 0
         self._programs: dict[ProgramKey, ProgramEntry] = {}
+        self._remembered: OrderedDict[ProgramKey, ProgramEntry] = OrderedDict()
+        self._plain: dict[str, ProgramEntry] = {}
         self._program_of: dict[str, ProgramEntry] = {}
+        self._offering: dict[int, ProgramEntry] = {}  # by arrival, as `_surplus`
+        self._surplus: dict[int, ProgramEntry] = {}
         self._ending: list[EndedProgram] = []
+        self._arrivals = 0
+        self._max_offered = max_offered
 
     def __len__(self) -> int:
         return len(self._programs)
@@ -52,14 +130,128 @@ class ProgramTable:
     def num_requests(self) -> int:
         return len(self._program_of)
 
-    def add(self, key: ProgramKey, rid: str) -> None:
+    def offering(self) -> Iterable[ProgramEntry]:
+        """Programs with offers, or with draws underway."""
+        return self._offering.values()
+
+    def with_surplus(self) -> Iterable[ProgramEntry]:
+        """Programs with more branches in flight than they need now."""
+        return self._surplus.values()
+
+    def next_arrival(self) -> int:
+        """A number for the next to arrive, program or plain request."""
+        self._arrivals += 1
+        return self._arrivals
+
+    def open(
+        self, key: ProgramKey, branch_class: str, prompt_tokens: int, max_branches: int
+    ) -> ProgramEntry:
+        """Announce a program the engine runs: it stays, without requests too, until it is ended.
+
+        Announced again it is the same program.
+        """
+        self._remembered.pop(key, None)
+        entry = self._entry(key, branch_class, prompt_tokens)
+        entry.opened = True
+        entry.max_branches = max_branches
+        return entry
+
+    def add(
+        self,
+        key: ProgramKey,
+        rid: str,
+        *,
+        branch_class: str = PLAIN,
+        prompt_tokens: int = 0,
+        max_branches: int = 0,
+    ) -> ProgramEntry:
         """Register a request; its program appears with the first one."""
-        entry = self._programs.setdefault(key, ProgramEntry(key))
-        entry.rids.add(rid)
+        entry = self._programs.get(key)
+        if entry is None:
+            entry = self._entry(key, branch_class, prompt_tokens)
+            entry.max_branches = max_branches
+        entry.rids[rid] = None
         self._program_of[rid] = entry
+        self._change(entry)
+        return entry
+
+    def report(
+        self,
+        key: ProgramKey,
+        *,
+        certaindex: float,
+        needed: int | None,
+        worth: float,
+        values: Sequence[float],
+        draws_seen: int,
+    ) -> None:
+        """Take what a program knows of itself (see `ProgramEntry`); nothing for an ended one."""
+        entry = self._programs.get(key)
+        if entry is None:
+            return
+        entry.certaindex = certaindex
+        entry.needed = needed
+        entry.worth = worth
+        entry.draws_seen = draws_seen
+        room = self._max_offered - self.offered + len(entry.values)
+        self._set_offers(entry, values[entry.underway :][: max(0, room)])
 
     def program_of(self, rid: str) -> ProgramEntry | None:
         return self._program_of.get(rid)
+
+    def enqueue(self, rid: str) -> None:
+        """A request of a program waits: it is new, or it was retracted."""
+        entry = self._program_of.get(rid)
+        if entry is None:
+            return
+        entry.running.pop(rid, None)
+        entry.waiting.add(rid)
+        if entry.waiting_since is None:
+            entry.waiting_since, entry.escalate_at = self.progress, None
+        self._change(entry)
+
+    def waiting_entry(self, rid: str, arrival: int, prompt_tokens: int) -> ProgramEntry:
+        """The entry a waiting request is ordered by: its program's, or its own if it has none."""
+        entry = self._program_of.get(rid) or self._plain.get(rid)
+        if entry is None:
+            entry = ProgramEntry(ProgramKey("", rid), arrival, prompt_tokens)
+            entry.rids[rid] = None
+            entry.waiting.add(rid)
+            entry.waiting_since = self.progress
+            self._plain[rid] = entry
+            self._change(entry)
+        return entry
+
+    def admit(self, rid: str) -> None:
+        """A request leaves the waiting queue for the running batch."""
+        plain = self._plain.pop(rid, None)
+        if plain is not None:
+            self._drop(plain)
+            return
+        entry = self._program_of.get(rid)
+        if entry is None or rid not in entry.waiting:
+            return
+        entry.waiting.discard(rid)
+        entry.running[rid] = self.step
+        if not entry.waiting:
+            _end_wait(entry)
+        elif not entry.escalated:  # the program has just been served: its wait starts anew
+            entry.waiting_since, entry.escalate_at = self.progress, None
+        self._change(entry)
+
+    def advance(self, tokens: int) -> None:
+        """A forward pass has computed `tokens` tokens."""
+        self.step += 1
+        self.progress += tokens
+
+    def learn_plain(self, prompt_tokens: int, tokens: int) -> None:
+        """A request without a program has finished."""
+        self.prior.add(PLAIN, prompt_tokens, tokens)
+
+    def is_late(self, rid: str) -> bool:
+        """Whether a waiting request is beyond what its program needs now."""
+        entry = self._program_of.get(rid)
+        return entry is not None and rid in entry.late
 
     def rids(self, key: ProgramKey) -> frozenset[str]:
         """Requests of a program, empty when it has none."""
@@ -69,14 +261,31 @@ class ProgramTable:
     def all_rids(self) -> list[str]:
         return list(self._program_of)
 
-    def retire(self, rid: str, tokens: int) -> None:
-        """A request is gone, having generated `tokens`; its program goes with the last one."""
+    def retire(self, rid: str, tokens: int, completed: bool = False) -> None:
+        """A request is gone, having generated `tokens`; `completed`: it ended by itself.
+
+        Its program goes with the last one, unless it was opened.
+        """
+        plain = self._plain.pop(rid, None)
+        if plain is not None:
+            self._drop(plain)
         entry = self._program_of.pop(rid, None)
         if entry is None:
             return
-        entry.rids.discard(rid)
-        if not entry.rids:
-            self._programs.pop(entry.key, None)
+        del entry.rids[rid]
+        entry.waiting.discard(rid)
+        entry.running.pop(rid, None)
+        if not entry.waiting:
+            _end_wait(entry)
+        entry.served_tokens += tokens
+        if completed:
+            entry.finished += 1
+            entry.finished_tokens += tokens
+            self.prior.add(entry.branch_class, entry.prompt_tokens, tokens)
+        if not entry.rids and not entry.opened:
+            self._forget(entry)
+        else:
+            self._change(entry)
         for ended in self._ending:
             if rid in ended.draining:
                 ended.draining.discard(rid)
@@ -84,6 +293,13 @@ class ProgramTable:
 
     def end(self, key: ProgramKey, message_id: str, tokens_now: dict[str, int]) -> None:
         """Start to end a program; `tokens_now` counts what each of its live requests generated."""
+        entry = self._programs.get(key)
+        if entry is not None:
+            entry.opened = False
+            entry.draws_seen = entry.drawn
+            self._set_offers(entry, ())
+            if not entry.rids:
+                self._forget(entry)
         self._ending.append(EndedProgram(key, message_id, set(self.rids(key)), tokens_now))
 
     def pop_ended(self) -> list[EndedProgram]:
@@ -93,3 +309,80 @@ class ProgramTable:
         done = [ended for ended in self._ending if not ended.draining]
         self._ending = [ended for ended in self._ending if ended.draining]
         return done
+
+    def give_up(self, rid: str) -> None:
+        """A running request that is not needed is being cancelled: it is not to be chosen again."""
+        entry = self._program_of.get(rid)
+        if entry is not None:
+            entry.running.pop(rid, None)
+
+    def withdraw_offers(self) -> None:
+        """Forget every offer, as on an abort of all requests."""
+        for entry in list(self._offering.values()):
+            self._set_offers(entry, ())
+
+    def draw(self, entry: ProgramEntry) -> None:
+        """Note that the first offer of a program has been drawn."""
+        entry.drawn += 1
+        self._set_offers(entry, entry.values[1:])
+
+    def branch_tokens(self, entry: ProgramEntry) -> float:
+        """Expected tokens of the next branch: the program's own mean, shrunk toward the prior."""
+        prior = self.prior.tokens(entry.branch_class, entry.prompt_tokens)
+        return own_mean(entry.finished, entry.finished_tokens, prior)
+
+    def remaining_tokens(self, entry: ProgramEntry) -> float:
+        """Expected work until the program is done, tokens (paper: remaining knob x mean tokens).
+
+        Waiting branches in full, running ones less what they have generated, and branches not
+        sent yet in the measure in which the program is uncertain: a nearly certain one is nearly
+        done.
+        """
+        mean = self.branch_tokens(entry)
+        steps = self.step * len(entry.running) - sum(entry.running.values())
+        left = max(mean * len(entry.running) - steps, _LEAST_LEFT * mean * len(entry.running))
+        unsent = max(0, entry.max_branches - entry.finished - entry.in_flight)
+        return mean * (len(entry.waiting) + unsent * (1 - entry.certaindex)) + left
+
+    def _entry(self, key: ProgramKey, branch_class: str, prompt_tokens: int) -> ProgramEntry:
+        entry = self._programs.get(key) or self._remembered.pop(key, None)
+        if entry is None:
+            entry = ProgramEntry(key, self.next_arrival(), prompt_tokens, branch_class)
+        self._programs[key] = entry
+        return entry
+
+    def _forget(self, entry: ProgramEntry) -> None:
+        self._programs.pop(entry.key, None)
+        entry.certaindex, entry.needed, entry.worth = 0.0, None, 1.0
+        entry.drawn = entry.draws_seen = 0
+        self._set_offers(entry, ())
+        self._drop(entry)
+        self._remembered[entry.key] = entry
+        if len(self._remembered) > REMEMBERED_PROGRAMS:
+            self._remembered.popitem(last=False)
+
+    def _set_offers(self, entry: ProgramEntry, values: Sequence[float]) -> None:
+        self.offered += len(values) - len(entry.values)
+        entry.values = values
+        self._change(entry)
+
+    def _change(self, entry: ProgramEntry) -> None:
+        self.changed[entry.arrival] = entry
+        _keep(self._offering, entry, bool(entry.values or entry.underway))
+        _keep(self._surplus, entry, entry.needed is not None and entry.in_flight > entry.needed)
+
+    def _drop(self, entry: ProgramEntry) -> None:
+        entry.waiting.clear()
+        _end_wait(entry)
+        self._change(entry)
+
+
+def _keep(entries: dict[int, ProgramEntry], entry: ProgramEntry, wanted: bool) -> None:
+    if wanted:
+        entries[entry.arrival] = entry
+    else:
+        entries.pop(entry.arrival, None)
+
+
+def _end_wait(entry: ProgramEntry) -> None:
+    entry.waiting_since, entry.escalate_at, entry.escalated = None, None, False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from sglang_dynasor.managers.engine_branches import (
     branch_seed,
 )
 from sglang_dynasor.managers.program_messages import BranchParams
-from sglang_dynasor.programs import FinishedBranch
+from sglang_dynasor.programs import FinishedBranch, Step
 from sglang_dynasor.scheduling import ProgramKey
 
 PROMPT = [5, 6, 7]
@@ -37,8 +37,15 @@ class FakeUpstream:
         yield {"text": "ab", "meta_info": {**meta, "completion_tokens": 2}}
         yield {"text": "abcd", "meta_info": meta}
 
-    async def end(self, key: ProgramKey) -> dict[str, int]:
+    def report(self, step: Step, draws_seen: int) -> None: ...
+
+    def on_draw(self, start: Callable[[int], None]) -> None: ...
+
+    async def end(self) -> dict[str, int]:
+        key = ProgramKey("t", "p")
         return {branch_rid(key, 3): 9, branch_rid(key, 11): 2}
+
+    def close(self) -> None: ...
 
 
 class Disconnected:
@@ -55,7 +62,7 @@ def branches(
         key=ProgramKey("t", "p"),
         seed=1,
         generate=upstream.generate,
-        end=upstream.end,
+        link=upstream,
         request=request,
     )
 
@@ -75,7 +82,7 @@ def test_a_branch_is_the_clients_request_with_the_prompt_tokenised_once() -> Non
     assert params["temperature"] == 0.5
     assert params["custom_params"] == {
         "own": 1,
-        "dynasor": {"tenant": "t", "program_id": "p"},
+        "dynasor": {"tenant": "t", "program_id": "p", "max_branches": 0},
     }
 
 
@@ -134,4 +141,4 @@ def test_branch_params_survive_custom_params() -> None:
     assert BranchParams.of({"own": 1, "dynasor": params.to_custom_params()}) == params
     assert BranchParams.of({"own": 1}) is None
     assert BranchParams.of(None) is None
-    assert all(isinstance(value, str) for value in params.to_custom_params().values())
+    assert all(isinstance(value, str | int) for value in params.to_custom_params().values())

@@ -1,0 +1,34 @@
+"""Upstream's schedule policy with programs ranked by ours while there are any.
+
+Upstream: `sglang/srt/managers/schedule_policy.py`, `SchedulePolicy.calc_priority`, called by the
+admission loop whenever requests wait and the batch has room.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
+from sglang.srt.managers.schedule_policy import SchedulePolicy
+
+from sglang_dynasor.scheduling import ProgramOrder, ProgramTable
+
+
+class DynasorSchedulePolicy(SchedulePolicy):
+    """Orders by program while the table has programs, else as upstream does."""
+
+    def __init__(self, table: ProgramTable, order: ProgramOrder, *args: Any) -> None:
+        super().__init__(*args)
+        self._table = table
+        self._order = order
+
+    def calc_priority(
+        self,
+        waiting_queue: list[Req],
+        running_batch: ScheduleBatch | None = None,
+        processed_tokens: int = 0,
+    ) -> None:
+        if self._table:
+            self._order.sort(waiting_queue)
+        else:
+            super().calc_priority(waiting_queue, running_batch, processed_tokens)
