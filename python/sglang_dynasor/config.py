@@ -22,8 +22,8 @@ CONFIG_VARIABLE = "SGLANG_DYNASOR_CONFIG"
 SWITCH_VARIABLE = "SGLANG_DYNASOR"
 
 DRAWS = ("rounds", "offer")
-# fcfs and lpm are upstream's own.
-POLICIES = ("fcfs", "lpm", "gang", "gang-sjf", "value")
+UPSTREAM_POLICIES = ("fcfs", "lpm")
+POLICIES = (*UPSTREAM_POLICIES, "gang", "gang-sjf", "value")
 
 # With the size of the full vote, which is what the promise of a profile is about.
 _FROM_PROFILE = ("rule", "threshold", "min_branches", "max_branches")
