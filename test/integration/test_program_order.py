@@ -157,14 +157,19 @@ def test_a_gang_larger_than_the_pool_enters_partly_and_ends(engine: DynasorEngin
 
 def test_programs_that_outgrow_the_pool_are_retracted_and_end(engine: DynasorEngine) -> None:
     """Four places of 400 tokens do not fit into the pool."""
-    program = endless_program(branches=4, tokens=400)
-    results = engine.run([program, program])
-    assert_ran_in_full(results, 4, 400)
+
+    async def scenario() -> list[Any]:
+        names = ["first", "first", None, "second"] * 2
+        return await asyncio.gather(*[generate(engine, 400, name) for name in names])
+
+    metas = [output["meta_info"] for output in run(engine, scenario())]
+    assert [meta["completion_tokens"] for meta in metas] == [400] * 8
+    assert sum(meta["num_retractions"] for meta in metas) > 0
 
 
 def test_two_programs_that_wait_for_each_others_room_both_end(engine: DynasorEngine) -> None:
     program = endless_program(branches=8, tokens=120, prompt=LONG_PROMPT)
-    assert_ran_in_full(engine.run([program, program, program]), 8, 120)
+    assert_ran_in_full(engine.run_batch([program] * 3), 8, 120)
 
 
 def offering_program(**fields: Any) -> Program:
