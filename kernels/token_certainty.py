@@ -47,6 +47,10 @@ def token_certainty(logits: torch.Tensor, top_k: int = 20) -> torch.Tensor:
     _check(logits, top_k)
     if logits.shape[0] == 0:
         return torch.empty((0, len(COLUMNS)), dtype=torch.float32, device=logits.device)
+    if logits.is_cuda:
+        from .token_certainty_triton import token_certainty_triton
+
+        return token_certainty_triton(logits, top_k)
     return _torch(logits, top_k)
 
 
