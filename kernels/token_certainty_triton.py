@@ -1,19 +1,19 @@
-"""The Triton branch of `token_certainty`: the logits are read once, by as much of the chip as helps.
+"""The Triton branch of `token_certainty`: one read of the logits, by as much of the chip as helps.
 
-1. `_scan_kernel`, grid (rows, splits): a program reads its share of a row block by block and keeps,
-   per group of 64 columns (128 above 262,144) of the block, a running maximum m and under it the sums of e, e x, x and
-   1 over the unmasked entries, where x is the distance to m and e = exp x. Rebasing such sums on a
-   larger m needs nothing but themselves. It stores them, and the maximum of each group it read.
+1. `_scan_kernel`, grid (rows, splits): a program reads its share of a row block by block. For each
+   group of 64 columns in a block it keeps a running maximum m and, over the unmasked entries, the
+   sums of e, e x, x and 1, where x is the distance to m and e = exp x. To rebase such sums on a
+   larger m takes nothing but themselves. It stores their total, and the maximum of each group read.
 2. `_merge_kernel`, grid (rows,): adds up the splits and finds the top k. These lie in the k groups
    with the largest maxima, so it reads just these logits again, which the L2 cache still has.
 
 With few rows (decode) every block is a program of its own; with many, a program folds several.
-Which one depends on the shape alone, and both launches are fixed by it: safe in a CUDA graph.
+Which one depends on the shape alone, as do both launches: safe in a CUDA graph.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -25,6 +25,7 @@ _GROUP = 64  # columns per maximum: about sqrt(vocabulary / top_k), so both sear
 _MAX_GROUPS = 4096  # held in registers by one program of `_merge_kernel`; beyond: wider groups
 _NUM_SUMS = 5  # m and the four sums
 _MAX_SPLITS = 256
+_MERGE_WARPS = 4
 _MANY_PROGRAMS = 1024  # several waves on any chip, and still several blocks per program
 _NUM_SLOTS = tl.constexpr(32)  # MAX_TOP_K
 _MASKED = tl.constexpr(-1e30)
@@ -78,10 +79,7 @@ def _fold_block(
 ):
     """Add one block to the sums: m [groups], the others [groups, lanes], a lane per 16 bytes."""
     cols = start + tl.arange(0, BLOCK)
-    if TAIL:
-        x = tl.load(x_ptr + cols, mask=cols < n_cols, other=-_INF)
-    else:
-        x = tl.load(x_ptr + cols)
+    x = tl.load(x_ptr + cols, mask=cols < n_cols, other=-_INF) if TAIL else tl.load(x_ptr + cols)
     x = tl.reshape(x.to(tl.float32), [BLOCK // GROUP, GROUP // VEC, VEC])
     masked = x <= _MASKED
     x = tl.where(masked, -_INF, x)
@@ -103,7 +101,7 @@ def _fold_block(
     return new_m, s, t, d, n
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_groups", "blocks"])
 def _scan_kernel(
     x_ptr,  # [rows, n_cols]
     sums_ptr,  # float32 [rows, 5, splits]
@@ -147,7 +145,7 @@ def _scan_kernel(
     tl.store(sums_ptr + 4 * splits, tl.sum(n))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_groups", "splits", "top_k"])
 def _merge_kernel(
     x_ptr,  # [rows, n_cols]
     sums_ptr,  # float32 [rows, 5, splits]
@@ -218,48 +216,57 @@ def _merge_kernel(
     tl.store(out_ptr + 5, tl.where(confidence < 0.0, 0.0, confidence))
 
 
+class Launch(NamedTuple):
+    """One kernel launch, not yet made."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: tuple[Any, ...]
+    options: dict[str, int]
+
+
 def token_certainty_triton(logits: torch.Tensor, top_k: int) -> torch.Tensor:
     """Launch both kernels; `token_certainty` has checked the arguments, and says what is returned.
 
     CPU tensors are taken by Triton's interpreter only (TRITON_INTERPRET=1).
     Raises ValueError for a vocabulary above 524,288.
     """
+    out = torch.empty((logits.shape[0], 6), dtype=torch.float32, device=logits.device)
+    for launch in launches(logits, top_k, out):
+        launch.kernel[launch.grid](*launch.arguments, **launch.options)
+    return out
+
+
+def launches(logits: torch.Tensor, top_k: int, out: torch.Tensor) -> tuple[Launch, Launch]:
+    """Return the launches that fill ``out``; meta tensors will do for a look at them."""
     rows, vocab = logits.shape
     if vocab > MAX_VOCAB:
         raise ValueError(f"logits: expected a vocabulary of at most {MAX_VOCAB}, got {vocab}")
     plan = plan_scan(rows, vocab)
     n_groups = triton.cdiv(vocab, plan.group)
-    sums, maxima, out = (
-        torch.empty(shape, dtype=torch.float32, device=logits.device)
-        for shape in ((rows, _NUM_SUMS, plan.splits), (rows, n_groups), (rows, 6))
-    )
+    sums = logits.new_empty((rows, _NUM_SUMS, plan.splits), dtype=torch.float32)
+    maxima = logits.new_empty((rows, n_groups), dtype=torch.float32)
     stride = logits.stride(0)
-    _scan_kernel[(rows, plan.splits)](
-        logits,
-        sums,
-        maxima,
-        stride,
-        vocab,
-        n_groups,
-        plan.blocks,
-        BLOCK=plan.block,
-        GROUP=plan.group,
-        VEC=16 // logits.element_size(),
-        num_warps=plan.num_warps,
+    scan = Launch(
+        _scan_kernel,
+        (rows, plan.splits),
+        (logits, sums, maxima, stride, vocab, n_groups, plan.blocks),
+        {
+            "BLOCK": plan.block,
+            "GROUP": plan.group,
+            "VEC": 16 // logits.element_size(),
+            "num_warps": plan.num_warps,
+        },
     )
-    _merge_kernel[(rows,)](
-        logits,
-        sums,
-        maxima,
-        out,
-        stride,
-        vocab,
-        n_groups,
-        plan.splits,
-        top_k,
-        SPLITS=triton.next_power_of_2(plan.splits),
-        GROUPS=triton.next_power_of_2(n_groups),
-        GROUP=plan.group,
-        num_warps=4,
+    merge = Launch(
+        _merge_kernel,
+        (rows,),
+        (logits, sums, maxima, out, stride, vocab, n_groups, plan.splits, top_k),
+        {
+            "SPLITS": triton.next_power_of_2(plan.splits),
+            "GROUPS": triton.next_power_of_2(n_groups),
+            "GROUP": plan.group,
+            "num_warps": _MERGE_WARPS,
+        },
     )
-    return out
+    return scan, merge
