@@ -267,8 +267,7 @@ class Launch(NamedTuple):
 def token_certainty_triton(logits: torch.Tensor, top_k: int) -> torch.Tensor:
     """Launch both kernels; `token_certainty` has checked the arguments, and says what is returned.
 
-    CPU tensors are taken by Triton's interpreter only (TRITON_INTERPRET=1).
-    Raises ValueError for a vocabulary above 524,288.
+    CPU tensors: Triton's interpreter only. Raises ValueError for a vocabulary above 524,288.
     """
     out = torch.empty((logits.shape[0], 6), dtype=torch.float32, device=logits.device)
     for launch in launches(logits, top_k, out):
@@ -287,26 +286,19 @@ def launches(logits: torch.Tensor, top_k: int, out: torch.Tensor) -> tuple[Launc
     maxima = logits.new_empty((rows, n_groups), dtype=torch.float32)
     chosen = logits.new_empty((rows, _NUM_SLOTS.value), dtype=torch.int32)
     stride = logits.stride(0)
+    vec = 16 // logits.element_size()
     scan = Launch(
         _scan_kernel,
         (rows, plan.splits),
         (logits, sums, maxima, stride, vocab, n_groups, plan.blocks),
-        {
-            "BLOCK": plan.block,
-            "GROUP": plan.group,
-            "VEC": 16 // logits.element_size(),
-            "num_warps": plan.num_warps,
-        },
+        {"BLOCK": plan.block, "GROUP": plan.group, "VEC": vec, "num_warps": plan.num_warps},
     )
+    pad = triton.next_power_of_2
+    counts = {"SPLITS": pad(plan.splits), "GROUPS": pad(n_groups)}
     merge = Launch(
         _merge_kernel,
         (rows,),
         (logits, sums, maxima, chosen, out, stride, vocab, n_groups, plan.splits, top_k),
-        {
-            "SPLITS": triton.next_power_of_2(plan.splits),
-            "GROUPS": triton.next_power_of_2(n_groups),
-            "GROUP": plan.group,
-            "num_warps": _MERGE_WARPS,
-        },
+        counts | {"GROUP": plan.group, "num_warps": _MERGE_WARPS},
     )
     return scan, merge
