@@ -32,7 +32,7 @@ from sglang_dynasor.programs import CERTAINTY_GROUP_TOKENS, Program, ProgramResu
 TABLE_ROWS = 20
 DEFAULT_PROBLEMS = 60
 TOP_LOGPROBS = 20
-_CERTAINTY_FIELDS = ("mean", "tail", "lowest_group", "bottom")
+_CERTAINTY_FIELDS = ("mean", "tail", "lowest_group", "entropy", "self_certainty", "logprob")
 
 
 def add_parser(commands: Any) -> None:
@@ -162,7 +162,11 @@ def _trace_line(problem: Problem, result: ProgramResult, model: str, texts: bool
             "answer": branch["answer"],
             "correct": is_right(problem, branch["answer"]),
             "n_tokens": branch["tokens"],
-            "certainty": {name: round(branch["certainty"][name], 4) for name in _CERTAINTY_FIELDS},
+            "certainty": {
+                name: round(value, 4)
+                for name, value in branch["certainty"].items()
+                if name in _CERTAINTY_FIELDS and value is not None
+            },
         }
         samples.append(sample | ({"text": branch["text"]} if texts else {}))
     question = problem.messages[-1]["content"] if problem.messages else problem.prompt

@@ -22,7 +22,7 @@ from sglang_dynasor.programs import CERTAINTY_GROUP_TOKENS, Program, ProgramResu
 from sglang_dynasor.scheduling import ProgramKey
 
 COMMITTED = Path(__file__).parents[1] / "data" / "tiny_reasoner_300x40.jsonl.gz"
-CERTAINTY = {"tokens": 7, "mean": 3.14159265, "tail": 3.0, "lowest_group": 2.5, "bottom": 2.0}
+CERTAINTY = {"tokens": 7, "mean": 3.14159265, "tail": 3.0, "lowest_group": 2.5, "entropy": None}
 
 
 class FakeEngine:
@@ -171,7 +171,7 @@ def test_a_recording_stops_nothing_and_reads_back_as_a_trace(
     lines = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
     assert [line["problem"] for line in lines] == ["3+4", "4+4"]
     assert lines[0]["certainty"] == {"k": 20, "group_tokens": 16}
-    certainty = {"mean": 3.1416, "tail": 3.0, "lowest_group": 2.5, "bottom": 2.0}
+    certainty = {"mean": 3.1416, "tail": 3.0, "lowest_group": 2.5}
     assert lines[0]["samples"][0] == {
         "answer": "7",
         "correct": True,

@@ -1,7 +1,7 @@
 """Reasoning programs: pure generators, what clients may ask of them, and what drives them."""
 
+from sglang_dynasor.certaindex import CERTAINTY_GROUP_TOKENS
 from sglang_dynasor.programs.base import (
-    CERTAINTY_GROUP_TOKENS,
     BranchStop,
     FinishedBranch,
     Grant,
