@@ -34,7 +34,7 @@ def unpatch(monkeypatch: pytest.MonkeyPatch, hook: plugin.Hook) -> None:
     owner = pkgutil.resolve_name(owner_path)
     original: Any
     if hook.kind == "replace":
-        original = pkgutil.resolve_name(hook.ours).__bases__[0]
+        original = pkgutil.resolve_name(hook.ours).__bases__[-1]
     else:
         original = classmethod(vars(owner)[name].__func__.__wrapped__)
     monkeypatch.setattr(owner, name, original)

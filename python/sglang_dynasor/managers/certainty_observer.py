@@ -18,14 +18,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import torch
 
+from sglang_dynasor.certaindex import CERTAINTY_TOP_K
 from sglang_dynasor.kernels.token_certainty import COLUMNS, token_certainty
 
 if TYPE_CHECKING:
     from sglang.srt.managers.auxiliary_output import CommittedTokens
     from sglang.srt.managers.schedule_batch import ScheduleBatch
     from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
-
-TOP_K = 20  # tokens in DeepConf's confidence
 _LOGSUMEXP = COLUMNS.index("logsumexp")
 
 
@@ -98,7 +97,7 @@ class CertaintyObserver:
             or sampling_info.has_custom_logit_processor
             or sampling_info.has_watermark_candidates
         )
-        return _Measured(token_certainty(logits, TOP_K), logits if untouched else None)
+        return _Measured(token_certainty(logits, CERTAINTY_TOP_K), logits if untouched else None)
 
     def after_sample(self, state: _Measured, token_ids: torch.Tensor) -> DeviceCertainty:
         chosen = None

@@ -18,6 +18,7 @@ from sglang.utils import TypeBasedDispatcher
 
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.handshake import handshake_info
+from sglang_dynasor.managers.branch_certainty import BranchCertaintyMixin
 from sglang_dynasor.managers.program_messages import (
     SURPLUS_MESSAGE,
     BranchParams,
@@ -40,7 +41,7 @@ CANCELLED_MESSAGE = "program ended"
 CLIENT_CLASS = "client"  # programs whose requests the client sends
 
 
-class DynasorScheduler(Scheduler):
+class DynasorScheduler(BranchCertaintyMixin, Scheduler):
     """Tracks the requests of each program, orders them, and ends them together."""
 
     waiting_queue: list[Req]  # upstream's

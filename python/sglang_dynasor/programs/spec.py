@@ -83,6 +83,7 @@ class ProgramSpec(BaseModel):
     detail: Literal["answer", "votes", "branches"] = Field(
         "votes", description="how much the report lists"
     )
+    token_certainty: bool = Field(False, description="return the certainty of every token")
 
     @model_validator(mode="after")
     def _check_combination(self) -> ProgramSpec:

@@ -12,8 +12,9 @@ import torch
 from sglang.srt.managers.auxiliary_output import CommittedTokens
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sglang_dynasor.certaindex import CERTAINTY_TOP_K
 from sglang_dynasor.kernels.token_certainty import COLUMNS, token_certainty
-from sglang_dynasor.managers.certainty_observer import TOP_K, CertaintyObserver
+from sglang_dynasor.managers.certainty_observer import CertaintyObserver
 
 BATCH, VOCABULARY = 5, 97
 
@@ -89,7 +90,7 @@ def test_the_values_are_those_before_the_sampler_overwrote_the_logits() -> None:
     host.consume(batch, commits)
     ((reqs, given, values, chosen),) = sink.calls
     assert (reqs, given, chosen) == (batch.reqs, commits, None)
-    np.testing.assert_array_equal(values, token_certainty(before, TOP_K).numpy())
+    np.testing.assert_array_equal(values, token_certainty(before, CERTAINTY_TOP_K).numpy())
 
 
 def test_a_greedy_batch_also_gives_the_chosen_tokens_log_probability() -> None:
