@@ -11,7 +11,11 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sglang.srt.managers.io_struct import AbortReq, TokenizedGenerateReqInput
+from sglang.srt.managers.io_struct import (
+    AbortReq,
+    GetInternalStateReq,
+    TokenizedGenerateReqInput,
+)
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req, ScheduleBatch
 from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
 from sglang.srt.runtime_context import get_parallel
@@ -190,6 +194,11 @@ class BranchCertaintyMixin(_Base):
         self._request_dispatcher += TypeBasedDispatcher(
             [(StopBranchesReqInput, self.stop_branches)]
         )
+
+    def get_internal_state(self, recv_req: GetInternalStateReq) -> Any:
+        reply = super().get_internal_state(recv_req)
+        reply.internal_state["measured_requests"] = len(self.certainty)
+        return reply
 
     def _create_generation_req(
         self, recv_req: TokenizedGenerateReqInput, *args: Any, **kwargs: Any

@@ -49,15 +49,16 @@ class ProgramLink(Protocol):
 class EngineBranches:
     """Samples the branches of one program through `generate`, upstream's own request path.
 
-    `template` is the client's request, `input_ids` its prompt, tokenised once; `params` go with
-    every branch to the scheduler.
+    `template` is the client's request, `input_ids` its prompt, tokenised once; `params_of` says
+    what the scheduler is told about a branch.
     """
 
     def __init__(
         self,
         template: GenerateReqInput,
         input_ids: list[int],
-        params: BranchParams,
+        key: ProgramKey,
+        params_of: Callable[[int], BranchParams],
         seed: int,
         generate: Callable[[GenerateReqInput], AsyncIterator[dict[str, Any]]],
         link: ProgramLink,
@@ -66,8 +67,8 @@ class EngineBranches:
         self.outputs: dict[int, dict[str, Any]] = {}
         self._template = template
         self._input_ids = input_ids
-        self._params = params
-        self._key = params.key
+        self._key = key
+        self._params_of = params_of
         self._seed = seed
         self._generate = generate
         self._link = link
@@ -110,5 +111,5 @@ class EngineBranches:
             # Anything but a number is upstream's to refuse, with its own message.
             if own is None or isinstance(own, int):
                 params["max_new_tokens"] = max_tokens if own is None else min(own, max_tokens)
-        branch.sampling_params = with_carrier(params, self._params.to_custom_params())
+        branch.sampling_params = with_carrier(params, self._params_of(index).to_custom_params())
         return branch

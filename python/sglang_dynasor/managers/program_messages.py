@@ -6,6 +6,7 @@ scheduler process accepts scalars only inside `custom_params["dynasor"]`.
 
 from __future__ import annotations
 
+from dataclasses import asdict, fields, replace
 from typing import Any, NamedTuple, get_args
 
 from sglang.srt.managers.io_struct import BaseReq, hook_custom_types
@@ -81,8 +82,8 @@ class BranchParams(NamedTuple):
     """What the scheduler is told about one request of a program.
 
     `max_branches` is how many requests a client expects to send, 0 where it did not say.
-    `measured` asks for token certainty, `token_values` also returns it for every token; what
-    follows are the fields of `BranchRule`.
+    `measured` asks for token certainty, `token_values` also returns it for every token. What
+    follows are the fields of its `BranchRule`; without one `profile` is None.
     """
 
     tenant: str
@@ -90,7 +91,7 @@ class BranchParams(NamedTuple):
     max_branches: int = 0
     measured: bool = False
     token_values: bool = False
-    profile: str = ""
+    profile: str | None = None
     keep_top: float | None = None
     bar: float | None = None
     loop: bool = False
@@ -101,14 +102,17 @@ class BranchParams(NamedTuple):
         return ProgramKey(self.tenant, self.program_id)
 
     @property
-    def rule(self) -> BranchRule:
-        return BranchRule(
-            profile=f"{self.tenant}/{self.profile}",
-            keep_top=self.keep_top,
-            bar=self.bar,
-            loop=self.loop,
-            entropy_floor=self.entropy_floor,
-        )
+    def rule(self) -> BranchRule | None:
+        if self.profile is None:
+            return None
+        return BranchRule(*(getattr(self, item.name) for item in fields(BranchRule)))
+
+    def with_rule(self, rule: BranchRule | None) -> BranchParams:
+        """A copy with this rule; its profile becomes the tenant's own."""
+        if rule is None:
+            return self
+        own = replace(rule, profile=f"{self.tenant}/{rule.profile}")
+        return self._replace(**asdict(own))
 
     def to_custom_params(self) -> dict[str, Any]:
         """The fields that say something."""
@@ -122,8 +126,8 @@ class BranchParams(NamedTuple):
     @classmethod
     def of(cls, custom_params: dict[str, Any] | None) -> BranchParams | None:
         """Read back what `to_custom_params` stamped; None for a request without a program."""
-        fields = (custom_params or {}).get(CARRIER)
-        return cls(**fields) if fields else None
+        stamped = (custom_params or {}).get(CARRIER)
+        return cls(**stamped) if stamped else None
 
 
 def register() -> None:

@@ -98,15 +98,16 @@ def _merge(body: dict[str, Any], fields: object) -> ProgramSpec | None:
     return spec.model_copy(update={"program_id": checked.program_id})
 
 
-def branch_params(spec: ProgramSpec, tenant: str) -> BranchParams:
-    """What the scheduler is told about each request of a program with a resolved spec."""
+def branch_params(spec: ProgramSpec, tenant: str, index: int) -> BranchParams:
+    """What the scheduler is told about request `index` of a program with a resolved spec."""
     assert spec.program_id is not None, "resolve() first"
-    return BranchParams(
+    params = BranchParams(
         tenant,
         spec.program_id,
-        measured=spec.token_certainty,
+        measured=spec.wants_certainty,
         token_values=spec.token_certainty,
     )
+    return params.with_rule(spec.rule_of_branch(index))
 
 
 def stamp(obj: GenerateReqInput, per_prompt: list[dict[str, Any] | None]) -> None:

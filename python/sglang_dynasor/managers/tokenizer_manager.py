@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import Request
@@ -214,7 +215,8 @@ class DynasorTokenizerManager(TokenizerManager):
         client = EngineBranches(
             template=obj,
             input_ids=list(input_ids),
-            params=branch_params(spec, tenant),
+            key=key,
+            params_of=partial(branch_params, spec, tenant),
             seed=secrets.randbits(31) if seed is None else seed,
             generate=self.generate_branch,
             link=_SchedulerLink(self, key, spec, len(input_ids)),
@@ -286,7 +288,7 @@ def _member_params(
         return None
     # The server's default says nothing of how many requests this client will send.
     expected = given.max_branches or 0
-    return branch_params(spec, tenant)._replace(max_branches=expected).to_custom_params()
+    return branch_params(spec, tenant, 0)._replace(max_branches=expected).to_custom_params()
 
 
 def _add_member_report(output: Any, members: list[ProgramSpec | None]) -> None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from sglang_dynasor.allocation import (
     RULES,
     AdaptiveGrants,
+    BranchRule,
     FixedGrants,
     GrantPolicy,
     StopRule,
@@ -160,6 +161,15 @@ class ProgramSpec(BaseModel):
         """The rule of a resolved spec."""
         assert self.rule is not None and self.min_branches is not None, "resolve() first"
         return make_rule(self.rule, threshold=self.threshold, min_branches=self.min_branches)
+
+    def rule_of_branch(self, index: int) -> BranchRule | None:
+        """What may stop this branch of a resolved spec."""
+        return None
+
+    @property
+    def wants_certainty(self) -> bool:
+        """Whether the tokens of a resolved spec's requests have to be measured."""
+        return self.token_certainty and self.mode != "off"
 
     def grant_policy(self, rule: StopRule) -> GrantPolicy:
         """Sizes of the rounds of a resolved spec."""

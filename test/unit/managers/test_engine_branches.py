@@ -59,7 +59,8 @@ def branches(
     return EngineBranches(
         template=GenerateReqInput(text="1+1", sampling_params=params, rid="own"),
         input_ids=PROMPT,
-        params=BranchParams("t", "p"),
+        key=ProgramKey("t", "p"),
+        params_of=lambda index: BranchParams("t", "p"),
         seed=1,
         generate=upstream.generate,
         link=upstream,
