@@ -15,6 +15,7 @@ from sglang_dynasor.allocation.policies import AllocationPolicy, run_policy
 from sglang_dynasor.allocation.replay import Outcome, Sample, full_vote, replay
 from sglang_dynasor.allocation.rules import (
     RULES,
+    WEIGHT_RULES,
     BetaRule,
     DecidedRule,
     DeepConfRule,
@@ -32,6 +33,7 @@ from sglang_dynasor.allocation.value import branch_values
 
 __all__ = [
     "RULES",
+    "WEIGHT_RULES",
     "AdaptiveGrants",
     "AllocationPolicy",
     "BetaRule",
