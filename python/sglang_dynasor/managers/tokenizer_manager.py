@@ -117,6 +117,9 @@ class DynasorTokenizerManager(TokenizerManager):
         self._draw_handlers: dict[ProgramKey, Callable[[int], None]] = {}
         self._pending_ends: dict[str, _PendingEnd] = {}
         super().__init__(*args, **kwargs)
+        # Its sampling path has no place for an observer.
+        speculative = self.server_args.speculative_algorithm is not None
+        self._unmeasured = "not measured with speculative decoding" if speculative else None
 
     @property
     def serving_chat_class(self) -> type:
@@ -160,7 +163,7 @@ class DynasorTokenizerManager(TokenizerManager):
             )
         async for output in super().generate_request(obj, request):
             if any(members):
-                _add_member_report(output, members)
+                _add_member_report(output, members, self._unmeasured)
                 if obj.stream:
                     note_streamed(obj, output, self.incremental_streaming_output)
             yield output
@@ -238,6 +241,8 @@ class DynasorTokenizerManager(TokenizerManager):
         seconds = time.perf_counter() - started
         report = build_report(spec, run, len(input_ids), seconds)
         _add_certainty(report, spec, client, run)
+        if spec.wants_certainty and self._unmeasured:
+            report["inactive"] = {**report["inactive"], VALUES: self._unmeasured}
         return _program_output(client, run, report, self.config_value("weight_version"))
 
     async def end_program(self, key: ProgramKey) -> dict[str, int]:
@@ -291,19 +296,27 @@ def _member_params(
     return branch_params(spec, tenant, 0)._replace(max_branches=expected).to_custom_params()
 
 
-def _add_member_report(output: Any, members: list[ProgramSpec | None]) -> None:
-    """Tell a client-driven program its id, which may have been minted here, and its certainty."""
+def _add_member_report(
+    output: Any, members: list[ProgramSpec | None], unmeasured: str | None
+) -> None:
+    """Tell a client-driven program its id, which may have been minted here, and its certainty.
+
+    `unmeasured` is why this engine has none.
+    """
     outputs = output if isinstance(output, list) else [output]
     for position, item in enumerate(outputs):
         index = item.get("index", position)
         spec = members[index] if index < len(members) else members[0]
         if spec is not None:
-            item["meta_info"][CARRIER] = {
+            report = {
                 "program_id": spec.program_id,
                 "algorithm": spec.algorithm,
                 "mode": spec.mode,
                 **take_certainty(item["meta_info"]),
             }
+            if spec.wants_certainty and unmeasured:
+                report["inactive"] = {VALUES: unmeasured}
+            item["meta_info"][CARRIER] = report
 
 
 def _add_certainty(
