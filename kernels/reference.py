@@ -17,7 +17,7 @@ def _row(row: torch.Tensor, top_k: int) -> tuple[float, ...]:
     nan = math.nan
     if bool((torch.isnan(row) | (row == math.inf)).any()):
         return (nan,) * 6
-    support = row[row > -math.inf]
+    support = row[row > -1e30]
     if support.numel() == 0:
         return (nan, -math.inf, nan, nan, nan, nan)
     logsumexp = torch.logsumexp(support, 0)

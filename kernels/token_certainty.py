@@ -1,7 +1,8 @@
 """How certain a model is of its next token: six figures from one read of a row of logits.
 
-With p = softmax(x) over the m entries of a row that are not -inf (a masked token can't be sampled,
-so it's no part of the distribution; left in, one of them would make the last two figures infinite):
+An entry of -1e30 or less is masked: masks are written as -inf or as the lowest float. A masked
+token can't be sampled, so it's no part of the distribution (left in, a single one would make
+the last two figures infinite). With p = softmax(x) over the m other entries of a row:
 
     entropy           -sum p log p                                       nats, 0 to log m
     logsumexp         log sum exp x                                      nats
@@ -11,12 +12,13 @@ so it's no part of the distribution; left in, one of them would make the last tw
     confidence        DeepConf: -mean log p of the min(top_k, m) largest nats, 0 or more
 
 A row that is masked throughout has logsumexp -inf and NaN elsewhere; a row with a NaN or +inf has
-NaN in every column. Finite entries are taken to lie within +-1e30.
+NaN in every column. Entries that are not masked are taken to lie within +-1e20.
 """
 
 from __future__ import annotations
 
 import torch
+from torch.nn.functional import threshold
 
 COLUMNS = (
     "entropy",
@@ -27,6 +29,9 @@ COLUMNS = (
     "confidence",
 )
 MAX_TOP_K = 32
+_MASKED = -1e30
+_CPU_CHUNK = 1 << 16  # entries worked on at a time: the tensors of a chunk stay in the cache
+_CPU_GROUP = 64  # columns per maximum in the first step of the CPU's top-k
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -42,6 +47,10 @@ def token_certainty(logits: torch.Tensor, top_k: int = 20) -> torch.Tensor:
     _check(logits, top_k)
     if logits.shape[0] == 0:
         return torch.empty((0, len(COLUMNS)), dtype=torch.float32, device=logits.device)
+    if logits.is_cuda:
+        from .token_certainty_triton import token_certainty_triton
+
+        return token_certainty_triton(logits, top_k)
     return _torch(logits, top_k)
 
 
@@ -57,34 +66,58 @@ def _check(logits: torch.Tensor, top_k: int) -> None:
 
 
 def _torch(logits: torch.Tensor, top_k: int) -> torch.Tensor:
-    """The same with torch operations: for CPUs, and free of syncs like the kernel."""
-    x = logits.float()
-    top = _largest(x, max(top_k, 2))
-    largest = top[:, :1]
-    x = x - largest  # so that a common offset costs no digits
-    masked = x == -torch.inf
-    num_masked = masked.sum(1)
-    e = x.exp()
-    x.masked_fill_(masked, 0.0)
-    total = e.sum(1)
-    log_total = total.log()
-    size = (x.shape[1] - num_masked).float()
-    top = top - largest  # a new tensor: `largest` is a view of the old one
-    finite = (top > -torch.inf)[:, :top_k]
-    mean_of_top = top[:, :top_k].masked_fill(~finite, 0.0).sum(1) / finite.sum(1)
-    p1 = total.reciprocal()
-    p2 = top[:, 1].exp() * p1 if top.shape[1] > 1 else 0.0
+    """The same with torch operations, few of them and none that waits for a value."""
+    chunk = max(1, _CPU_CHUNK // logits.shape[1])
+    parts = [_row_sums(rows, max(top_k, 2)) for rows in logits.split(chunk)]
+    top, row_max, sums = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
+    p1, p_dot_x, x_sum, masks = sums.unbind(1)
+    log_p1 = p1.log()
+    size = masks.div(-_MASKED).round_().add_(logits.shape[1])
+    top_sum = threshold(top[:, :top_k] - row_max, _MASKED / 2, 0.0).sum(1)
+    second = (top[:, 1:2] - row_max).exp_()[:, 0] if top.shape[1] > 1 else 0.0
     columns = (
-        (log_total - torch.linalg.vecdot(e, x) * p1).clamp(min=0.0),
-        torch.where(largest == -torch.inf, largest, largest + log_total[:, None])[:, 0],
+        -(log_p1 + p_dot_x),
+        torch.where(top[:, 0] <= _MASKED, -torch.inf, top[:, 0] - log_p1),
         p1,
-        p1 - p2,
-        (log_total - x.sum(1) / size - size.log()).clamp(min=0.0),
-        (log_total - mean_of_top).clamp(min=0.0),
+        p1 * (1.0 - second),
+        -(log_p1 + x_sum / size + size.log()),
+        -(log_p1 + top_sum / size.clamp(max=top_k)),
     )
-    return torch.stack(columns, 1)
+    out = torch.stack(columns, 1)
+    out[:, 0].clamp_(min=0.0)  # rounding may leave -1e-7
+    out[:, 4:].clamp_(min=0.0)
+    return out
+
+
+def _row_sums(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The k largest of each row, its maximum, and of x: largest p, sum of p x, of x, and of masks.
+
+    Here x is the distance to the row's maximum, so that a common offset costs no digits.
+    """
+    logits = logits.float()
+    top = _largest(logits, k)
+    row_max = threshold(top[:, :1], _MASKED, torch.nan)
+    x = logits - row_max
+    p = x.softmax(1)
+    unmasked = threshold(x, _MASKED / 2, 0.0)
+    p1 = p.amax(1)
+    # A masked entry counts as 1e30, beside which the others vanish: cheaper than a comparison.
+    sums = (p1, p.mul_(unmasked).sum(1), unmasked.sum(1), x.clamp_(min=_MASKED).sum(1))
+    return top, row_max, torch.stack(sums, 1)
 
 
 def _largest(x: torch.Tensor, k: int) -> torch.Tensor:
-    """The k largest values of each row, descending; all of them if the row is shorter."""
-    return x.topk(min(k, x.shape[1])).values
+    """The k largest values of each row, descending; all of them if the row is shorter.
+
+    They lie in the k groups of columns with the largest maxima, so a long row is sorted no further.
+    """
+    width = x.shape[1] // _CPU_GROUP
+    if width < 4 * k:
+        return x.topk(min(k, x.shape[1])).values
+    whole = width * _CPU_GROUP
+    groups = x[:, :whole].unflatten(1, (_CPU_GROUP, width))
+    chosen = groups.amax(1, keepdim=True).topk(k, sorted=False).indices
+    candidates = groups.gather(2, chosen.expand(-1, _CPU_GROUP, -1)).flatten(1)
+    if whole < x.shape[1]:
+        candidates = torch.cat((candidates, x[:, whole:]), 1)
+    return candidates.topk(k).values
