@@ -165,7 +165,7 @@ def _trace_line(problem: Problem, result: ProgramResult, model: str, texts: bool
             "certainty": {
                 name: round(value, 4)
                 for name, value in branch["certainty"].items()
-                if name in _CERTAINTY_FIELDS and value is not None
+                if name in _CERTAINTY_FIELDS
             },
         }
         samples.append(sample | ({"text": branch["text"]} if texts else {}))

@@ -22,7 +22,7 @@ from sglang_dynasor.programs import CERTAINTY_GROUP_TOKENS, Program, ProgramResu
 from sglang_dynasor.scheduling import ProgramKey
 
 COMMITTED = Path(__file__).parents[1] / "data" / "tiny_reasoner_300x40.jsonl.gz"
-CERTAINTY = {"tokens": 7, "mean": 3.14159265, "tail": 3.0, "lowest_group": 2.5, "entropy": None}
+CERTAINTY = {"tokens": 7, "mean": 3.14159265, "tail": 3.0, "lowest_group": 2.5}
 
 
 class FakeEngine:

@@ -24,6 +24,7 @@ from sglang_dynasor.certaindex.token_certainty import (
     keep_top_threshold,
 )
 from sglang_dynasor.certaindex.tracker import CertaindexTracker, Evidence, Vote
+from sglang_dynasor.certaindex.weighted_tracker import WeightedTracker
 
 __all__ = [
     "ANSWER_FORMATS",
@@ -39,6 +40,7 @@ __all__ = [
     "TokenCertainty",
     "TokenCertaintyFold",
     "Vote",
+    "WeightedTracker",
     "aggregate_reward",
     "canonical_key",
     "check_pattern",
