@@ -163,7 +163,7 @@ def _trace_line(problem: Problem, result: ProgramResult, model: str, texts: bool
             "correct": is_right(problem, branch["answer"]),
             "n_tokens": branch["tokens"],
             "certainty": {
-                name: round(value, 4)
+                name: float(f"{value:.6g}")
                 for name, value in branch["certainty"].items()
                 if name in _CERTAINTY_FIELDS
             },

@@ -18,7 +18,8 @@ Order = Literal["sequential", "concurrent"]
 class Sample:
     """One recorded branch, with the trace's own label and a reward (0 to 1) where it has them.
 
-    `weight` is that of its vote: its confidence where votes are weighted.
+    `weight` is that of its vote: its confidence where votes are weighted. A `pruned` one has no
+    vote; its tokens are all counted, for a trace does not tell when it would have been stopped.
     """
 
     answer: str
@@ -26,6 +27,7 @@ class Sample:
     correct: bool | None = None
     reward: float | None = None
     weight: float = 1.0
+    pruned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ def replay(
         decision=decision,
         tokens=tokens,
         branches_started=started,
-        branches_finished=tracker.finished,
+        branches_finished=tracker.ended,
         rounds=rounds,
         critical_path_tokens=critical_path,
     )
@@ -139,7 +141,10 @@ def replay_in_order(known: SamplesInOrder, rule: StopRule, grants: GrantPolicy) 
 
 
 def _add(tracker: CertaindexTracker, branch: int, sample: Sample) -> None:
-    tracker.add(branch, sample.answer, sample.weight, sample.reward)
+    if sample.pruned:
+        tracker.exclude(branch)
+    else:
+        tracker.add(branch, sample.answer, sample.weight, sample.reward)
 
 
 def full_vote(samples: Sequence[Sample]) -> str:
