@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sglang_dynasor.allocation import RULES
+from sglang_dynasor.certaindex import CERTAINTY_TOP_K
 from sglang_dynasor.config import from_flags
 from sglang_dynasor.demo import (
     Problem,
@@ -31,7 +31,6 @@ from sglang_dynasor.programs import CERTAINTY_GROUP_TOKENS, Program, ProgramResu
 
 TABLE_ROWS = 20
 DEFAULT_PROBLEMS = 60
-TOP_LOGPROBS = 20
 _CERTAINTY_FIELDS = ("mean", "tail", "lowest_group", "entropy", "self_certainty", "logprob")
 
 
@@ -81,9 +80,6 @@ def run(options: argparse.Namespace) -> int:
         options.temperature = recommended_temperature(model) or 1.0
     console = Console(stderr=True)
     console.print(f"starting the engine on {model} (30 to 85 seconds on a small CPU)")
-    if options.record:
-        # Certainty is the model's own, whatever the temperature; the scheduler inherits this.
-        os.environ["SGLANG_RETURN_ORIGINAL_LOGPROB"] = "1"
     with started_engine(model, options.seed, dynasor) as engine:
         results = run_programs(engine, problems, options)
     console.print(_table(problems, results))
@@ -126,11 +122,11 @@ def _program(problem: Problem, options: argparse.Namespace) -> Program:
     fields: dict[str, Any] = {
         "mode": "shadow" if options.record else "on",
         "detail": "branches" if options.record else "answer",
+        "token_certainty": bool(options.record),
     }
     if options.max_branches is not None:
         fields["max_branches"] = options.max_branches
-    top_logprobs = TOP_LOGPROBS if options.record else 0
-    return program_of(problem, options, options.temperature, fields, top_logprobs)
+    return program_of(problem, options, options.temperature, fields)
 
 
 def write_trace(
@@ -175,7 +171,7 @@ def _trace_line(problem: Problem, result: ProgramResult, model: str, texts: bool
         "problem": question,
         "gold": problem.gold,
         "model": model,
-        "certainty": {"k": TOP_LOGPROBS, "group_tokens": CERTAINTY_GROUP_TOKENS},
+        "certainty": {"k": CERTAINTY_TOP_K, "group_tokens": CERTAINTY_GROUP_TOKENS},
         "samples": samples,
     }
 

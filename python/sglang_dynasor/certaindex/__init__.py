@@ -19,6 +19,7 @@ from sglang_dynasor.certaindex.reward import (
 )
 from sglang_dynasor.certaindex.token_certainty import (
     CERTAINTY_GROUP_TOKENS,
+    CERTAINTY_TOP_K,
     TokenCertainty,
     TokenCertaintyFold,
     keep_top_threshold,
@@ -29,6 +30,7 @@ from sglang_dynasor.certaindex.weighted_tracker import WeightedTracker
 __all__ = [
     "ANSWER_FORMATS",
     "CERTAINTY_GROUP_TOKENS",
+    "CERTAINTY_TOP_K",
     "MAX_PATTERN_LENGTH",
     "REWARD_OF_ALGORITHM",
     "AnswerGroups",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 # DeepConf takes 2,048, which is longer than a whole branch of a short answer.
 CERTAINTY_GROUP_TOKENS = 16
+CERTAINTY_TOP_K = 20  # likeliest tokens in a confidence, as in DeepConf
 
 
 @dataclass(frozen=True, slots=True)

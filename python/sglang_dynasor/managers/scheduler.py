@@ -6,6 +6,7 @@ this module too, so upstream is only ever called through zero-argument `super()`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -17,6 +18,7 @@ from sglang.utils import TypeBasedDispatcher
 
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.handshake import handshake_info
+from sglang_dynasor.managers.branch_certainty import BranchCertaintyMixin
 from sglang_dynasor.managers.program_messages import (
     SURPLUS_MESSAGE,
     BranchParams,
@@ -39,7 +41,7 @@ CANCELLED_MESSAGE = "program ended"
 CLIENT_CLASS = "client"  # programs whose requests the client sends
 
 
-class DynasorScheduler(Scheduler):
+class DynasorScheduler(BranchCertaintyMixin, Scheduler):
     """Tracks the requests of each program, orders them, and ends them together."""
 
     waiting_queue: list[Req]  # upstream's
@@ -51,9 +53,11 @@ class DynasorScheduler(Scheduler):
 
     def init_request_dispatcher(self) -> None:
         super().init_request_dispatcher()
-        self._request_dispatcher += TypeBasedDispatcher(
-            [(EndProgramReqInput, self.end_program), (ReportProgramReqInput, self.report_program)]
-        )
+        messages: list[tuple[type, Callable[[Any], None]]] = [
+            (EndProgramReqInput, self.end_program),
+            (ReportProgramReqInput, self.report_program),
+        ]
+        self._request_dispatcher += TypeBasedDispatcher(messages)
 
     def init_schedule_policy(self) -> None:
         policy = self.dynasor_config.policy

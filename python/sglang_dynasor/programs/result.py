@@ -17,8 +17,7 @@ class Program:
     """A program for the offline engine: one of `prompt`, `input_ids` and `messages`.
 
     `dynasor` holds the fields of the request object (ProgramSpec); `sampling_params` are SGLang's,
-    `chat_template_kwargs` go to the chat template together with `messages`. `top_logprobs` above 0
-    adds to every branch its certainty over so many likeliest tokens: slow, for recording.
+    `chat_template_kwargs` go to the chat template together with `messages`.
     """
 
     prompt: str | None = None
@@ -27,7 +26,6 @@ class Program:
     sampling_params: dict[str, Any] = field(default_factory=dict)
     dynasor: dict[str, Any] = field(default_factory=lambda: {"algorithm": "self_consistency"})
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
-    top_logprobs: int = 0
 
     def __post_init__(self) -> None:
         given = [n for n in ("prompt", "input_ids", "messages") if getattr(self, n) is not None]
