@@ -133,8 +133,8 @@ class DynasorConfig(BaseModel):
     )
     profile: str = Field(
         "",
-        description="file of `sglang-dynasor calibrate`: gives rule, threshold and branches that "
-        "are not set",
+        description="file of `sglang-dynasor calibrate`: gives rule, threshold, branches and, if "
+        "it has one, the bar of deepconf, where they are not set",
     )
 
     @model_validator(mode="before")
@@ -146,7 +146,15 @@ class DynasorConfig(BaseModel):
         profile = CalibrationProfile.read(path)
         if given.get("rule", profile.rule) != profile.rule:
             raise ValueError(f"rule: {given['rule']!r}, but profile {path} is for {profile.rule!r}")
-        return {name: getattr(profile, name) for name in _FROM_PROFILE} | given
+        taken = {name: getattr(profile, name) for name in _FROM_PROFILE}
+        if profile.confidence_bar is not None and "keep_top" not in given:
+            taken |= {
+                "branch_rule": "deepconf",
+                "confidence_bar": profile.confidence_bar,
+                "keep_top": profile.keep_top,
+                "certainty_group_tokens": profile.group_tokens,
+            }
+        return taken | given
 
     @model_validator(mode="after")
     def _check_combination(self) -> DynasorConfig:

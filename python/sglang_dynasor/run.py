@@ -159,9 +159,9 @@ def _trace_line(problem: Problem, result: ProgramResult, model: str, texts: bool
             "correct": is_right(problem, branch["answer"]),
             "n_tokens": branch["tokens"],
             "certainty": {
-                name: round(value, 4)
+                name: float(f"{value:.6g}")
                 for name, value in branch["certainty"].items()
-                if name in _CERTAINTY_FIELDS and value is not None
+                if name in _CERTAINTY_FIELDS
             },
         }
         samples.append(sample | ({"text": branch["text"]} if texts else {}))

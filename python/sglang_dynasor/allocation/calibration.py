@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +24,9 @@ from scipy import stats
 from sglang_dynasor.allocation.grants import AdaptiveGrants
 from sglang_dynasor.allocation.replay import Sample, full_vote, replay
 from sglang_dynasor.allocation.rules import make_rule
-from sglang_dynasor.allocation.traces import TraceProblem
+from sglang_dynasor.allocation.traces import TraceProblem, TraceSample
 from sglang_dynasor.certaindex.canonical import canonical_key
+from sglang_dynasor.certaindex.token_certainty import keep_top_threshold
 
 _POSTERIORS = (
     *(0.999, 0.998, 0.995, 0.99, 0.98, 0.97, 0.96, 0.95, 0.93),
@@ -118,13 +119,16 @@ def calibrate(
     max_harm: float,
     confidence: float,
     seed: int,
+    bar: float | None = None,
 ) -> Calibration:
     """Return the most saving of `thresholds` that harms at most `max_harm` of problems.
 
     `thresholds` go from most careful to most saving and must not come from these problems. The
     promise holds with `confidence`, for independent problems like these and programs of
-    `max_branches`; `max_harm` and `confidence` are within 0 and 1, both excluded. Raises
-    ValueError as `replay_settings` and `choose` do.
+    `max_branches`; `max_harm` and `confidence` are within 0 and 1, both excluded. `bar` is that of
+    `confidence_bar`, where branches below it are to be pruned: it looks at no label, so
+    taking it from the same problems does not bend the promise. Raises ValueError as
+    `replay_settings` and `choose` do.
     """
     outcomes = replay_settings(
         problems,
@@ -133,6 +137,7 @@ def calibrate(
         min_branches=min_branches,
         max_branches=max_branches,
         seed=seed,
+        bar=bar,
     )
     return choose(outcomes, thresholds, max_harm, confidence)
 
@@ -145,13 +150,15 @@ def replay_settings(
     min_branches: int,
     max_branches: int,
     seed: int,
+    bar: float | None = None,
 ) -> Outcomes:
     """Replay every setting on one seeded ordering of each problem's samples.
 
     One ordering, because several of one problem are not independent evidence. An answer is right
     where the trace labels it so, or where it equals the gold answer and labels are missing.
-    Raises ValueError naming the field: for a problem with fewer than `max_branches` samples, and
-    for settings that the rule refuses.
+    Behind the first `min_branches`, a branch whose lowest group is below `bar` nats has no vote;
+    the full vote is that of all branches. Raises ValueError naming the field: for a problem with
+    fewer than `max_branches` samples, and for settings that the rule refuses.
     """
     if not 1 <= min_branches <= max_branches:
         raise ValueError(f"min_branches must be between 1 and {max_branches}, not {min_branches}")
@@ -162,12 +169,17 @@ def replay_settings(
     full_tokens = np.zeros(len(problems), np.int64)
     random = np.random.default_rng(seed)
     for column, problem in enumerate(problems):
-        samples = _drawn(problem, max_branches, random)
+        recorded = _drawn(problem, max_branches, random)
+        samples = [Sample(item.answer, item.n_tokens, item.correct) for item in recorded]
+        pruned = [
+            replace(sample, pruned=index >= min_branches and _is_below(bar, item, problem))
+            for index, (sample, item) in enumerate(zip(samples, recorded, strict=True))
+        ]
         right_keys = _right_keys(problem)
         full_right = canonical_key(full_vote(samples)) in right_keys
         full_tokens[column] = sum(sample.n_tokens for sample in samples)
         for row, stop_rule in enumerate(rules):
-            outcome = replay(samples, stop_rule, AdaptiveGrants(stop_rule), "concurrent")
+            outcome = replay(pruned, stop_rule, AdaptiveGrants(stop_rule), "concurrent")
             right = canonical_key(outcome.answer) in right_keys
             harm[row, column] = full_right and not right
             gain[row, column] = right and not full_right
@@ -236,20 +248,56 @@ def problems_needed(max_harm: float, confidence: float) -> int:
     return math.ceil(math.log(1 - confidence) / math.log(1 - max_harm))
 
 
+def confidence_bar(problems: Sequence[TraceProblem], keep_top: float) -> tuple[float, int]:
+    """Return the bar of DeepConf in nats, and the tokens of the groups it is for.
+
+    The `keep_top` (0 to 1) most confident recorded branches reach it, of those with a full group:
+    the others can't be pruned. Raises ValueError where certainty was not recorded, or not in groups
+    of one size.
+    """
+    sizes = {problem.certainty.group_tokens for problem in problems if problem.certainty}
+    unmeasured = next((p.id for p in problems if not p.certainty), None)
+    if unmeasured is not None or len(sizes) != 1:
+        found = f"problem {unmeasured} has none" if unmeasured else f"groups of {sorted(sizes)}"
+        raise ValueError(f"keep_top needs traces with token certainty in one group size: {found}")
+    lowest = [
+        sample.certainty["lowest_group"]
+        for problem in problems
+        for sample in problem.samples
+        if sample.certainty is not None and _has_full_group(sample, problem)
+    ]
+    return keep_top_threshold(lowest, keep_top), sizes.pop()
+
+
 def _check_fractions(max_harm: float, confidence: float) -> None:
     for field, value in (("max_harm", max_harm), ("confidence", confidence)):
         if not 0 < value < 1:
             raise ValueError(f"{field} must be above 0 and below 1, not {value}")
 
 
-def _drawn(problem: TraceProblem, max_branches: int, random: np.random.Generator) -> list[Sample]:
+def _drawn(
+    problem: TraceProblem, max_branches: int, random: np.random.Generator
+) -> list[TraceSample]:
     if len(problem.samples) < max_branches:
         raise ValueError(
             f"max_branches is {max_branches}, but problem {problem.id} has "
             f"{len(problem.samples)} samples"
         )
-    drawn = (problem.samples[index] for index in random.permutation(len(problem.samples)))
-    return [Sample(item.answer, item.n_tokens, item.correct) for item in drawn][:max_branches]
+    order = random.permutation(len(problem.samples))[:max_branches]
+    return [problem.samples[index] for index in order]
+
+
+def _is_below(bar: float | None, sample: TraceSample, problem: TraceProblem) -> bool:
+    if bar is None or not _has_full_group(sample, problem):
+        return False
+    assert sample.certainty is not None
+    return sample.certainty["lowest_group"] < bar
+
+
+def _has_full_group(sample: TraceSample, problem: TraceProblem) -> bool:
+    if sample.certainty is None or problem.certainty is None:
+        return False
+    return sample.n_tokens >= problem.certainty.group_tokens
 
 
 def _right_keys(problem: TraceProblem) -> set[str]:

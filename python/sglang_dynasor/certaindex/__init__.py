@@ -25,6 +25,7 @@ from sglang_dynasor.certaindex.token_certainty import (
     keep_top_threshold,
 )
 from sglang_dynasor.certaindex.tracker import CertaindexTracker, Evidence, Vote
+from sglang_dynasor.certaindex.weighted_tracker import WeightedTracker
 
 __all__ = [
     "ANSWER_FORMATS",
@@ -41,6 +42,7 @@ __all__ = [
     "TokenCertainty",
     "TokenCertaintyFold",
     "Vote",
+    "WeightedTracker",
     "aggregate_reward",
     "canonical_key",
     "check_pattern",

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from sglang_dynasor.certaindex import TokenCertainty
 from sglang_dynasor.programs.base import FinishedBranch
 from sglang_dynasor.programs.runner import ProgramRun
 from sglang_dynasor.programs.spec import ProgramSpec
@@ -99,6 +101,9 @@ def build_report(
         "seconds": round(seconds, 6),
         "inactive": outcome.inactive,
     }
+    if spec.branch_rule == "deepconf" or spec.stop_loops or spec.entropy_floor:
+        reasons = Counter(branch.stop_reason for branch in run.finished.values())
+        report["branches"]["stop_reasons"] = dict(sorted(reasons.items()))
     if spec.detail != "answer":
         report["votes"] = [
             {"answer": vote.answer, "count": vote.count, "weight": vote.weight}
@@ -108,6 +113,12 @@ def build_report(
         report["branch_details"] = [
             _describe_branch(branch, outcome.answers.get(branch.index))
             for branch in sorted([*run.finished.values(), *cut], key=lambda branch: branch.index)
+        ]
+    if spec.token_certainty:
+        report["token_certainty"] = [
+            {"branch": index, **_describe_certainty(branch.certainty)}
+            for index, branch in sorted(run.finished.items())
+            if branch.certainty is not None
         ]
     if outcome.shadow is not None:
         report["shadow"] = {
@@ -129,5 +140,10 @@ def _describe_branch(branch: FinishedBranch, answer: str | None) -> dict[str, An
         "text": branch.text,
     }
     if branch.certainty is not None:
-        described["certainty"] = asdict(branch.certainty)
+        described["certainty"] = _describe_certainty(branch.certainty)
     return described
+
+
+def _describe_certainty(certainty: TokenCertainty) -> dict[str, float]:
+    """Its fields; those that were not measured are left out."""
+    return {name: value for name, value in asdict(certainty).items() if value is not None}
