@@ -26,8 +26,8 @@ SWITCH_VARIABLE = "SGLANG_DYNASOR"
 DRAWS = ("rounds", "offer")
 VOTES = ("majority", "weighted", "filtered")
 BRANCH_RULES = ("none", "deepconf")
-# fcfs and lpm are upstream's own.
-POLICIES = ("fcfs", "lpm", "gang", "gang-sjf", "value")
+UPSTREAM_POLICIES = ("fcfs", "lpm")
+POLICIES = (*UPSTREAM_POLICIES, "gang", "gang-sjf", "value")
 
 # With the size of the full vote, which is what the promise of a profile is about.
 _FROM_PROFILE = ("rule", "threshold", "min_branches", "max_branches")

@@ -12,7 +12,7 @@ from typing import Any
 
 from sglang_dynasor import plugin
 from sglang_dynasor.allocation.profile import CalibrationProfile, checkpoint_hash
-from sglang_dynasor.config import DynasorConfig, is_enabled
+from sglang_dynasor.config import UPSTREAM_POLICIES, DynasorConfig, is_enabled
 
 # Module globals that must be our class, per process that reports.
 _SCHEDULER_TARGETS = ("sglang.srt.managers.scheduler.Scheduler",)
@@ -106,6 +106,12 @@ def check_tokenizer_manager(manager: Any) -> None:
 
 def refuse_unsupported(server_args: Any) -> None:
     """Raise ValueError for a setup in which programs would only half work."""
+    policy = DynasorConfig.from_environment().policy
+    if server_args.enable_priority_scheduling and policy not in UPSTREAM_POLICIES:
+        raise ValueError(
+            f"--dynasor-policy {policy} orders by program and would pass over priorities; with "
+            f"--enable-priority-scheduling it must be one of {', '.join(UPSTREAM_POLICIES)}"
+        )
     refusals = {
         "--disaggregation-mode": server_args.disaggregation_mode not in (None, "null"),
         "--pp-size > 1": (server_args.pp_size or 1) > 1,

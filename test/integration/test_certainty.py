@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from sglang_dynasor import Program
-from support.certainty import WITH_LOGPROBS, assert_measured
+from sglang_dynasor.certaindex import CERTAINTY_GROUP_TOKENS
+from support.certainty import (
+    LATE_TOKENS,
+    LOOPING,
+    PRUNED_AT_ONCE,
+    WITH_LOGPROBS,
+    assert_measured,
+    assert_pruned,
+)
+from support.pool import settled_pool
 from support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -119,3 +128,51 @@ def test_no_measured_request_is_left_behind(engine: DynasorEngine) -> None:
     engine.tokenizer_manager.abort_request(abort_all=True)
     list(stream)
     assert wait_until(lambda: measured_requests(engine) == 0, "aborted requests are forgotten")
+
+
+def test_a_branch_below_the_bar_is_pruned_with_its_first_group(engine: DynasorEngine) -> None:
+    params = {**SAMPLED, "max_new_tokens": 200, "ignore_eos": True}
+    program = Program(prompt=PROMPT, sampling_params=params, dynasor=PRUNED_AT_ONCE)
+    assert_pruned(engine.run(program).report, CERTAINTY_GROUP_TOKENS)
+    settled_pool(engine)
+    assert measured_requests(engine) == 0
+
+
+@pytest.mark.parametrize("mode", ["on", "shadow"])
+def test_a_branch_that_repeats_itself_is_stopped_unless_only_shadowed(
+    engine: DynasorEngine, mode: str
+) -> None:
+    fields = {"algorithm": "self_consistency", "max_branches": 3, "stop_loops": True, "mode": mode}
+    program = Program(
+        prompt=PROMPT, sampling_params=LOOPING, dynasor={**fields, "detail": "branches"}
+    )
+    details = engine.run(program).report["branch_details"]
+    reasons = {item["stop_reason"] for item in details}
+    tokens = [item["tokens"] for item in details]
+    if mode == "shadow":
+        assert (reasons, tokens) == ({"length"}, [300] * 3)
+    else:
+        assert reasons <= {"loop", "cancelled"} and "loop" in reasons
+        assert max(tokens) <= 64 + LATE_TOKENS
+
+
+def test_the_running_bar_of_a_profile_prunes_after_enough_branches(engine: DynasorEngine) -> None:
+    fields = {
+        "algorithm": "self_consistency",
+        "max_branches": 8,
+        "min_branches": 1,
+        "grants": "8",
+        "branch_rule": "deepconf",
+        "keep_top": 0.1,
+        "profile": "running-bar",
+        "rule": "decided",
+        "detail": "branches",
+    }
+    pruned = []
+    for seed in range(6):
+        params = {**SAMPLED, "sampling_seed": seed}
+        program = Program(prompt="57+68+79", sampling_params=params, dynasor=fields)
+        details = engine.run(program).report["branch_details"]
+        pruned.append(sum(item["stop_reason"] == "pruned" for item in details))
+    assert pruned[0] == 0  # 16 branches must have finished first
+    assert sum(pruned[3:]) > 0

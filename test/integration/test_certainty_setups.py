@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 import sglang_dynasor.platforms as platforms
-from sglang_dynasor import DynasorEngine
+from sglang_dynasor import DynasorEngine, Program
+from sglang_dynasor.certaindex import CERTAINTY_GROUP_TOKENS
 from sglang_dynasor.models import default_model_path
-from support.certainty import WITH_LOGPROBS, assert_measured
+from support.certainty import PRUNED_AT_ONCE, WITH_LOGPROBS, assert_measured, assert_pruned
 
 CHUNK_TOKENS = 32
 pytestmark = [
@@ -87,3 +88,7 @@ def check(engine: DynasorEngine, retracts: bool) -> None:
     assert max(output["meta_info"]["prompt_tokens"] for output in outputs) > 2 * CHUNK_TOKENS
     if retracts:
         assert sum(output["meta_info"]["num_retractions"] for output in outputs) > 0
+    # One rank decides; the others must end the same branches in the same step, or all would hang.
+    endless = {"temperature": 1.0, "max_new_tokens": 100, "ignore_eos": True}
+    program = Program(prompt="12+34", sampling_params=endless, dynasor=PRUNED_AT_ONCE)
+    assert_pruned(engine.run(program).report, CERTAINTY_GROUP_TOKENS)

@@ -33,3 +33,29 @@ def assert_measured(output: dict[str, Any]) -> None:
     summary = report["certainty"]
     assert summary["tokens"] == len(confidence)
     assert summary["mean"] == pytest.approx(sum(confidence) / len(confidence), abs=1e-3)
+
+
+# Every branch writes one character for ever.
+LOOPING = {"temperature": 1.0, "max_new_tokens": 300, "ignore_eos": True, "logit_bias": {"40": 100}}
+PRUNED_AT_ONCE = {
+    "algorithm": "self_consistency",
+    "max_branches": 6,
+    "min_branches": 2,
+    "grants": "6",
+    "branch_rule": "deepconf",
+    "confidence_bar": 1000.0,
+    "detail": "branches",
+}
+# Under overlap scheduling a running branch commits at most two tokens after the decision.
+LATE_TOKENS = 2
+
+
+def assert_pruned(report: dict[str, Any], group_tokens: int) -> None:
+    """The branches that may be pruned ended with their first full group, without a vote."""
+    details = report["branch_details"]
+    assert [item["stop_reason"] for item in details[2:]] == ["pruned"] * (len(details) - 2)
+    assert len(details) > 2
+    for item in details[2:]:
+        assert group_tokens <= item["tokens"] <= group_tokens + LATE_TOKENS
+    assert not {"pruned"} & {item["stop_reason"] for item in details[:2]}
+    assert sum(vote["count"] for vote in report["votes"]) <= 2

@@ -37,7 +37,8 @@ class FakeBranches:
         self.reports: list[tuple[Step, int]] = []
         self._samples = samples
         self._unwanted_after_s = unwanted_after_s
-        self._ended = asyncio.Event()
+        self._stops: dict[int, asyncio.Event] = {}
+        self._trimmed: set[int] = set()
         self._started_at: dict[int, float] = {}
 
     async def run_branch(self, index: int, max_tokens: int | None) -> FinishedBranch:
@@ -46,11 +47,12 @@ class FakeBranches:
         self.token_limits.append(max_tokens)
         self.running.add(index)
         self._started_at[index] = _now()
+        stop = self._stops[index] = asyncio.Event()
         length = sample.n_tokens if max_tokens is None else min(sample.n_tokens, max_tokens)
         try:
             # Equal lengths end in the order of the branches, not in that of the loop's timers.
             async with asyncio.timeout(length + 1e-6 * (index + 1)):
-                await self._ended.wait()
+                await stop.wait()
         except TimeoutError:
             if sample.error is not None:
                 raise sample.error from None
@@ -69,14 +71,23 @@ class FakeBranches:
             )
         finally:
             self.running.discard(index)
+        if index in self._trimmed:
+            self._trimmed.discard(index)
+            return FinishedBranch(index, "s", self._tokens_now(index), "cancelled")
         seen = max(0, self._tokens_now(index) - UNSEEN_TOKENS)
         return FinishedBranch(index, "s" * seen, seen, "aborted")
 
     async def end_program(self) -> dict[int, int]:
         self.times_ended += 1
         tokens = {index: self._tokens_now(index) for index in self.running}
-        self._ended.set()
+        for index in self.running:
+            self._stops[index].set()
         return tokens
+
+    def trim(self, index: int) -> None:
+        """Cancel a branch as an engine does that needs its room."""
+        self._trimmed.add(index)
+        self._stops[index].set()
 
     def report(self, step: Step, draws_seen: int) -> None:
         self.reports.append((step, draws_seen))

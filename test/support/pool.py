@@ -19,10 +19,11 @@ WANDERING = {"temperature": 100.0, "max_new_tokens": 160, "sampling_seed": 5}
 
 @dataclass(frozen=True)
 class Pool:
-    """Counts of programs, their requests, and tokens of the KV pool."""
+    """Counts of programs, their requests and offers, and tokens of the KV pool."""
 
     programs: int
     requests: int
+    offered: int
     available_tokens: int
     evictable_tokens: int
     protected_tokens: int
@@ -36,7 +37,7 @@ def emptied_pool(engine: Any) -> Pool:
     """The pool with nothing in it: the baseline of a test."""
     assert engine.flush_cache().success
     pool = pool_of(engine)
-    assert pool == Pool(0, 0, POOL_TOKENS, 0, 0)
+    assert pool == Pool(0, 0, 0, POOL_TOKENS, 0, 0)
     return pool
 
 
@@ -48,7 +49,7 @@ def settled_pool(engine: Any) -> Pool:
         return pool if pool.requests == 0 and pool.protected_tokens == 0 else None
 
     pool = wait_until(at_rest, "the pool is at rest")
-    assert pool.programs == 0
+    assert (pool.programs, pool.offered) == (0, 0)
     assert pool.available_tokens + pool.evictable_tokens == POOL_TOKENS
     return pool
 

@@ -20,8 +20,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         return self._now
 
     def _run_once(self) -> None:
-        if not self._ready and self._scheduled:
-            self._now = max(self._now, self._scheduled[0].when())
+        # A cancelled timer at the head would be dropped only after the time to wait is chosen.
+        timers = [timer.when() for timer in self._scheduled if not timer.cancelled()]
+        if not self._ready and timers:
+            self._now = max(self._now, min(timers))
         super()._run_once()
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from sglang_dynasor import handshake, plugin
+from sglang_dynasor.config import CONFIG_VARIABLE
 from sglang_dynasor.handshake import (
     HandshakeError,
     check_scheduler_info,
@@ -22,6 +23,7 @@ SUPPORTED = {
     "dllm_algorithm": None,
     "tokenizer_worker_num": 1,
     "use_ray": False,
+    "enable_priority_scheduling": False,
 }
 
 
@@ -63,6 +65,15 @@ def test_the_rust_server_is_refused(monkeypatch: pytest.MonkeyPatch, value: str)
     monkeypatch.setenv("SGLANG_RUST_SERVER", value)
     with pytest.raises(ValueError, match="SGLANG_RUST_SERVER"):
         refuse_unsupported(server_args())
+
+
+def test_priorities_are_refused_where_programs_would_overrule_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(ValueError, match=r"--dynasor-policy gang-sjf.*one of fcfs, lpm"):
+        refuse_unsupported(server_args(enable_priority_scheduling=True))
+    monkeypatch.setenv(CONFIG_VARIABLE, '{"policy": "fcfs"}')
+    refuse_unsupported(server_args(enable_priority_scheduling=True))
 
 
 def test_all_refusals_come_at_once() -> None:

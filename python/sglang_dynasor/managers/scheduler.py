@@ -16,7 +16,7 @@ from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.utils import TypeBasedDispatcher
 
-from sglang_dynasor.config import DynasorConfig
+from sglang_dynasor.config import UPSTREAM_POLICIES, DynasorConfig
 from sglang_dynasor.handshake import handshake_info
 from sglang_dynasor.managers.branch_certainty import BranchCertaintyMixin
 from sglang_dynasor.managers.program_messages import (
@@ -29,7 +29,6 @@ from sglang_dynasor.managers.program_messages import (
 )
 from sglang_dynasor.managers.schedule_policy import DynasorSchedulePolicy
 from sglang_dynasor.scheduling import (
-    POLICY_KEYS,
     ProgramKey,
     ProgramOrder,
     ProgramTable,
@@ -61,8 +60,8 @@ class DynasorScheduler(BranchCertaintyMixin, Scheduler):
 
     def init_schedule_policy(self) -> None:
         policy = self.dynasor_config.policy
-        if policy not in POLICY_KEYS:
-            self.schedule_policy = policy  # one of upstream's
+        if policy in UPSTREAM_POLICIES:
+            self.schedule_policy = policy
             super().init_schedule_policy()
             return
         super().init_schedule_policy()

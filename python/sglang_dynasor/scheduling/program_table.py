@@ -169,7 +169,7 @@ class ProgramTable:
         entry = self._programs.get(key)
         if entry is None:
             entry = self._entry(key, branch_class, prompt_tokens)
-            entry.max_branches = max_branches
+        entry.max_branches = max_branches or entry.max_branches
         entry.rids[rid] = None
         self._program_of[rid] = entry
         self._change(entry)

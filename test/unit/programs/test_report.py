@@ -67,6 +67,32 @@ def test_tokens_add_up() -> None:
     }
 
 
+def test_tokens_of_branches_that_only_an_idle_machine_ran_are_listed_apart() -> None:
+    spec = ProgramSpec.parse({"algorithm": "self_consistency", "draw": "offer"})
+    run = ProgramRun(
+        Outcome("certain", "7", 0, 1.0, (), {0: "7"}, 1),
+        finished={
+            0: FinishedBranch(0, "a", 10, "completed"),
+            2: FinishedBranch(2, "c", 12, "completed"),
+        },
+        cancelled={
+            1: FinishedBranch(1, "b", 5, "cancelled"),
+            3: FinishedBranch(3, "d", 6, "cancelled"),
+        },
+        trimmed=(FinishedBranch(3, "d", 2, "cancelled"),),
+        drawn=frozenset({2, 3}),
+    )
+    tokens = build_report(spec.resolve(DynasorConfig()), run, 11, 1.0)["tokens"]
+    assert tokens == {
+        "prompt": 11,
+        "branch": 22,  # the drawn branch that finished took part in the vote
+        "cancelled": 5,
+        "probe": 0,
+        "idle": 8,
+        "total": 46,
+    }
+
+
 def test_branches_add_up() -> None:
     assert report_of()["branches"] == {"max": 6, "started": 4, "finished": 3, "cancelled": 1}
 

@@ -11,6 +11,7 @@ from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.programs import (
     FinishedBranch,
     Grant,
+    Offer,
     Outcome,
     ProgramRun,
     ProgramSpec,
@@ -240,3 +241,101 @@ def test_branches_that_finish_together_are_counted_in_index_order() -> None:
 
     run_virtual(scenario())
     assert seen == [2, 0, 1, 3]
+
+
+def offering(needed: int, values: int, until: int) -> ReasoningProgram:
+    """Needs up to `needed` at a time, offers `values` beyond, and is done after `until` of them."""
+    finished: list[FinishedBranch] = []
+    while len(finished) < until:
+        now = min(needed, until - len(finished))
+        branch = yield Offer(now, (0.5,) * values, worth=1.0, certaindex=0.0)
+        assert branch is not None
+        finished.append(branch)
+    return Outcome("completed", "", None, 0.0, (), {}, 1)
+
+
+def run_offering(
+    program: ReasoningProgram, samples: list[FakeSample], *events: tuple[float, str, int]
+) -> tuple[ProgramRun, FakeBranches]:
+    """Run with draws and trims at their (virtual) seconds."""
+
+    async def scenario() -> tuple[ProgramRun, FakeBranches]:
+        client = FakeBranches(samples)
+        task = asyncio.create_task(run_program(program, client))
+        await asyncio.sleep(0)
+        loop = asyncio.get_running_loop()
+        for at, verb, argument in events:
+            loop.call_at(at, getattr(client, verb), argument)
+        return await task, client
+
+    result, client = run_virtual(scenario())
+    assert not client.running
+    return result, client
+
+
+def test_an_offer_starts_only_what_is_needed_until_branches_are_drawn() -> None:
+    result, client = run_offering(offering(2, 6, until=2), agreeing(10, 10))
+    assert client.started == [0, 1]
+    assert result.drawn == frozenset()
+    assert client.times_ended == 0
+
+
+def test_drawn_branches_run_beside_the_needed_ones_and_count_when_they_finish() -> None:
+    result, client = run_offering(
+        offering(1, 3, until=3), agreeing(10, 10, 10, 10), (4.5, "draw", 2)
+    )
+    assert client.started[:3] == [0, 1, 2]
+    assert result.drawn == {1, 2}
+    assert {0, 1, 2} <= result.finished.keys()
+
+
+def test_a_drawn_branch_is_the_needed_one_of_the_next_step() -> None:
+    _, client = run_offering(offering(1, 3, until=2), agreeing(10, 10, 10), (4.5, "draw", 1))
+    assert client.started == [0, 1]  # the second was under way when it became needed
+
+
+def test_more_draws_than_offers_start_no_more_than_was_offered() -> None:
+    _, client = run_offering(offering(1, 2, until=1), agreeing(10, 90, 90), (1.0, "draw", 40))
+    assert client.started == [0, 1, 2]
+
+
+def test_the_engine_hears_of_every_draw_the_program_has_seen() -> None:
+    _, client = run_offering(
+        offering(1, 5, until=1), agreeing(10, 90, 90), (1.0, "draw", 1), (2.0, "draw", 1)
+    )
+    seen = [draws for _, draws in client.reports]
+    assert seen == [0, 1, 2]
+    assert [len(step.values) for step, _ in client.reports if isinstance(step, Offer)] == [5, 4, 3]
+
+
+def test_a_branch_that_made_room_is_sampled_again_when_it_is_needed() -> None:
+    result, client = run_offering(
+        offering(1, 3, until=2), agreeing(10, 10), (2.0, "draw", 1), (5.0, "trim", 1)
+    )
+    assert client.started == [0, 1, 1]
+    assert [(part.index, part.n_tokens) for part in result.trimmed] == [(1, 3)]
+    assert sorted(result.finished) == [0, 1]
+
+
+def test_a_branch_that_made_room_is_not_lost_when_the_program_ends() -> None:
+    result, client = run_offering(
+        offering(1, 3, until=1), agreeing(10, 90), (2.0, "draw", 1), (5.0, "trim", 1)
+    )
+    assert client.started == [0, 1]
+    assert [part.n_tokens for part in result.trimmed] == [3]
+    assert not result.cancelled
+
+
+def test_draws_that_arrive_after_the_end_start_nothing() -> None:
+    async def scenario() -> FakeBranches:
+        client = FakeBranches(agreeing(5, 5))
+        await run_program(offering(1, 1, until=1), client)
+        client.draw(1)
+        return client
+
+    assert run_virtual(scenario()).started == [0]
+
+
+def test_a_program_that_ends_with_nothing_running_tells_the_engine() -> None:
+    _, client = run_offering(offering(1, 0, until=1), agreeing(5))
+    assert client.closed and client.times_ended == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from sglang_dynasor.allocation import Sample, full_vote, replay
 from sglang_dynasor.config import DynasorConfig
-from sglang_dynasor.programs import ProgramRun, ProgramSpec, run_program, self_consistency
+from sglang_dynasor.programs import Offer, ProgramRun, ProgramSpec, run_program, self_consistency
 from support.fake_branches import FakeBranches, FakeSample
 from support.virtual_time import run_virtual
 
@@ -116,6 +117,77 @@ def test_the_noted_decision_is_that_of_replay(
 def test_a_decided_program_answers_as_the_full_vote(samples: list[FakeSample], grants: str) -> None:
     result, _ = run(samples, rule="decided", grants=grants, min_branches=1)
     assert result.outcome.answer == full_vote([Sample(s.answer, s.n_tokens) for s in samples])
+
+
+def run_offered(
+    samples: list[FakeSample], draws: list[tuple[int, int]], **fields: Any
+) -> tuple[ProgramRun, FakeBranches]:
+    """Run with draws of so many branches at so many seconds."""
+
+    async def scenario() -> tuple[ProgramRun, FakeBranches]:
+        client = FakeBranches(samples)
+        program = self_consistency(spec_for(samples, {"draw": "offer", **fields}), 0.05)
+        task = asyncio.create_task(run_program(program, client))
+        await asyncio.sleep(0)
+        for at, count in draws:
+            asyncio.get_running_loop().call_at(at + 0.5, client.draw, count)
+        return await task, client
+
+    return run_virtual(scenario())
+
+
+draw_times = st.lists(st.tuples(st.integers(0, 60), st.integers(1, 9)), max_size=6)
+
+
+@settings(max_examples=100, deadline=None)
+@given(samples_of_a_program, draw_times)
+def test_whatever_is_drawn_a_decided_program_answers_as_the_full_vote(
+    samples: list[FakeSample], draws: list[tuple[int, int]]
+) -> None:
+    result, client = run_offered(samples, draws, rule="decided", min_branches=1)
+    assert result.outcome.answer == full_vote([Sample(s.answer, s.n_tokens) for s in samples])
+    assert client.started == list(range(len(client.started)))
+    assert not client.running
+
+
+@settings(max_examples=100, deadline=None)
+@given(samples_of_a_program, rules, draw_times, st.integers(1, 16))
+def test_branch_bounds_hold_for_offers_too(
+    samples: list[FakeSample], rule: dict[str, Any], draws: list[tuple[int, int]], minimum: int
+) -> None:
+    minimum = min(minimum, len(samples))
+    result, client = run_offered(samples, draws, min_branches=minimum, **rule)
+    assert len(result.finished) >= minimum
+    assert len(client.started) <= len(samples)
+    assert result.finished.keys() | result.cancelled.keys() == set(client.started)
+
+
+def test_without_draws_agreeing_branches_cost_what_they_cost_in_rounds() -> None:
+    samples = [FakeSample("7", 10)] * 16
+    (offered, _), (rounds, _) = run_offered(samples, []), run(samples)
+    assert tokens_of(offered) == tokens_of(rounds)
+    assert offered.outcome.stop_reason == rounds.outcome.stop_reason
+
+
+def test_a_branch_that_disagrees_makes_more_needed_at_once() -> None:
+    """In rounds the next branch would wait for the slowest of the first grant."""
+    samples = [FakeSample("1", 5), FakeSample("7", 40), *[FakeSample("7", 10)] * 14]
+    _, client = run_offered(samples, [])
+    needed = [step.needed for step, _ in client.reports if isinstance(step, Offer)]
+    first = needed[0]
+    assert first == 3
+    assert needed[2] > first - 2  # two have finished and disagree: the slow one is not enough
+    assert len(client.started) > first
+
+
+def test_every_program_offers_what_it_may_need_and_the_first_is_worth_most() -> None:
+    samples = [FakeSample("7", 10)] * 16
+    _, client = run_offered(samples, [])
+    first = client.reports[0][0]
+    assert isinstance(first, Offer)
+    assert first.needed + len(first.values) == 16
+    assert list(first.values) == sorted(first.values, reverse=True)
+    assert 0 < first.worth <= 1
 
 
 def test_rounds_take_the_sizes_that_were_asked_for() -> None:

@@ -1,4 +1,7 @@
-"""The program table against a model of it: nothing is lost, nothing is counted twice."""
+"""The program table against a model of it: nothing is lost, nothing is counted twice.
+
+The model holds live requests with their state, announced programs, and what each ended one awaits.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,19 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from sglang_dynasor.scheduling import ProgramKey, ProgramTable
+from sglang_dynasor.scheduling import ProgramKey, ProgramTable, draw
+from sglang_dynasor.scheduling.program_table import REMEMBERED_PROGRAMS
 
 KEYS = [ProgramKey(tenant, name) for tenant in ("", "t") for name in ("p", "q")]
 
 
 class TableMachine(RuleBasedStateMachine):
-    """The model: a dict of live requests, and for each ended program what it waits for."""
-
     def __init__(self) -> None:
         super().__init__()
-        self.table = ProgramTable()
+        self.table = ProgramTable(max_offered=12)
+        self.opened: set[ProgramKey] = set()
+        self.state: dict[str, str] = {}
+        self.tokens: dict[ProgramKey, int] = {}
         self.live: dict[str, ProgramKey] = {}
         self.waiting: dict[str, set[str]] = {}
         self.drained: dict[str, dict[str, int]] = {}
@@ -30,6 +35,46 @@ class TableMachine(RuleBasedStateMachine):
         self.table.add(key, rid)
         self.live[rid] = key
 
+        self.state[rid] = "new"
+
+    @rule(key=st.sampled_from(KEYS))
+    def open(self, key: ProgramKey) -> None:
+        self.table.open(key, "self_consistency", 8, 16)
+        self.opened.add(key)
+
+    @rule(
+        key=st.sampled_from(KEYS),
+        needed=st.one_of(st.none(), st.integers(0, 4)),
+        values=st.lists(st.floats(0, 1), max_size=8),
+    )
+    def report(self, key: ProgramKey, needed: int | None, values: list[float]) -> None:
+        self.table.report(
+            key, certaindex=0.5, needed=needed, worth=0.5, values=values, draws_seen=0
+        )
+
+    @rule(room=st.integers(0, 6))
+    def draw(self, room: int) -> None:
+        before = self.table.offered
+        underway = sum(entry.underway for entry in self.table.offering())
+        count = sum(count for _, count in draw(self.table, room))
+        assert count == min(before, max(0, room - underway))
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def enqueue(self, data: st.DataObject) -> None:
+        rid = data.draw(st.sampled_from(sorted(self.live)))
+        self.table.enqueue(rid)
+        self.state[rid] = "waiting"
+
+    @precondition(lambda self: self.live)
+    @rule(data=st.data(), tokens=st.integers(1, 50))
+    def admit(self, data: st.DataObject, tokens: int) -> None:
+        rid = data.draw(st.sampled_from(sorted(self.live)))
+        self.table.admit(rid)
+        if self.state[rid] == "waiting":
+            self.state[rid] = "running"
+        self.table.advance(tokens)
+
     @precondition(lambda self: self.live)
     @rule(data=st.data(), tokens=st.integers(0, 99))
     def retire(self, data: st.DataObject, tokens: int) -> None:
@@ -39,7 +84,7 @@ class TableMachine(RuleBasedStateMachine):
         self.table.retire(rid, tokens + 1)  # upstream reports some requests twice
 
     def _forget(self, rid: str, tokens: int) -> None:
-        del self.live[rid]
+        del self.live[rid], self.state[rid]
         for message_id, rids in self.waiting.items():
             if rid in rids:
                 rids.discard(rid)
@@ -50,6 +95,7 @@ class TableMachine(RuleBasedStateMachine):
         message_id = f"m{self.counter}"
         self.counter += 1
         rids = {rid for rid, owner in self.live.items() if owner == key}
+        self.opened.discard(key)
         self.table.end(key, message_id, dict.fromkeys(rids, 1))
         self.waiting[message_id] = rids
         self.drained[message_id] = {}
@@ -68,7 +114,7 @@ class TableMachine(RuleBasedStateMachine):
     @invariant()
     def agrees_with_the_model(self) -> None:
         assert self.table.num_requests == len(self.live)
-        assert len(self.table) == len(set(self.live.values()))
+        assert len(self.table) == len(set(self.live.values()) | self.opened)
         assert sorted(self.table.all_rids()) == sorted(self.live)
         for key in KEYS:
             rids = {rid for rid, owner in self.live.items() if owner == key}
@@ -76,6 +122,15 @@ class TableMachine(RuleBasedStateMachine):
         for rid, key in self.live.items():
             entry = self.table.program_of(rid)
             assert rid in self.table and entry is not None and entry.key == key
+            assert (rid in entry.waiting) == (self.state[rid] == "waiting")
+            assert (rid in entry.running) == (self.state[rid] == "running")
+            assert (entry.waiting_since is None) == (not entry.waiting)
+            assert self.table.remaining_tokens(entry) >= 0
+        offers = {entry.key: len(entry.values) for entry in self.table.offering() if entry.values}
+        assert self.table.offered == sum(offers.values()) <= 12
+        assert offers.keys() <= set(self.live.values()) | self.opened
+        for entry in self.table.with_surplus():
+            assert entry.needed is not None and entry.in_flight > entry.needed
 
 
 TableMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
@@ -110,3 +165,33 @@ def test_tenants_with_the_same_program_id_do_not_meet() -> None:
     assert table.rids(ProgramKey("two", "p")) == {"b"}
     table.retire("a", 0)
     assert table.program_of("b") is not None
+
+
+def test_a_program_the_engine_runs_stays_between_its_rounds() -> None:
+    table = ProgramTable()
+    table.open(KEYS[0], "self_consistency", 8, 16)
+    table.add(KEYS[0], "a")
+    table.retire("a", 7, completed=True)
+    assert len(table) == 1
+    table.end(KEYS[0], "m", {})
+    assert len(table) == 0
+
+
+def test_a_clients_loop_that_comes_back_is_the_same_program() -> None:
+    table = ProgramTable()
+    first = table.add(KEYS[0], "a", branch_class="client", max_branches=8)
+    table.retire("a", 50, completed=True)
+    assert len(table) == 0
+    table.add(KEYS[1], "other", branch_class="client")
+    again = table.add(KEYS[0], "b", branch_class="client")
+    assert again is first and again.finished == 1 and again.max_branches == 8
+
+
+def test_programs_that_do_not_come_back_are_forgotten_in_the_end() -> None:
+    table = ProgramTable()
+    first = table.add(KEYS[0], "a")
+    table.retire("a", 5, completed=True)
+    for index in range(REMEMBERED_PROGRAMS):
+        table.add(ProgramKey("", f"other{index}"), f"r{index}")
+        table.retire(f"r{index}", 1)
+    assert table.add(KEYS[0], "b") is not first
