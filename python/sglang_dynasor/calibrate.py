@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sglang_dynasor.allocation import RULES
+from sglang_dynasor.allocation.confidence_bar import recorded_bar
 from sglang_dynasor.allocation.profile import CalibrationProfile, checkpoint_hash
 from sglang_dynasor.allocation.traces import TraceProblem, read_traces
 from sglang_dynasor.config import DynasorConfig
@@ -82,11 +83,7 @@ def run(options: argparse.Namespace) -> int:
     Returns 3, and writes nothing, where nothing can be promised. Raises ValueError for unusable
     traces or options, FileNotFoundError where there are no traces.
     """
-    from sglang_dynasor.allocation.calibration import (  # loads scipy
-        calibrate,
-        confidence_bar,
-        default_thresholds,
-    )
+    from sglang_dynasor.allocation.calibration import calibrate, default_thresholds  # loads scipy
 
     problems = read_traces(options.traces)
     model, checkpoint = _checkpoint(options.model_path, problems)
@@ -96,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
         max_branches = min(DynasorConfig().max_branches, fewest)
     bar = group_tokens = None
     if options.keep_top is not None:
-        bar, group_tokens = confidence_bar(problems, options.keep_top)
+        bar, group_tokens = recorded_bar(problems, options.keep_top)
     result = calibrate(
         problems,
         options.rule,

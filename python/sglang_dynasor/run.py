@@ -27,7 +27,7 @@ from sglang_dynasor.demo import (
     started_engine,
 )
 from sglang_dynasor.models import recommended_temperature, resolve_model
-from sglang_dynasor.programs import CERTAINTY_GROUP_TOKENS, Program, ProgramResult
+from sglang_dynasor.programs import Program, ProgramResult
 
 TABLE_ROWS = 20
 DEFAULT_PROBLEMS = 60
@@ -70,7 +70,8 @@ def run(options: argparse.Namespace) -> int:
     where a program is refused or, recording, loses a branch.
     """
     _check_options(options)
-    dynasor = from_flags(options).model_dump(exclude_unset=True)
+    config = from_flags(options)
+    dynasor = config.model_dump(exclude_unset=True)
     model = resolve_model(options.model_path)
     count = options.problems
     if count is None:
@@ -86,7 +87,8 @@ def run(options: argparse.Namespace) -> int:
     summary = _summary(problems, results)
     if options.record:
         name = model.resolve().name
-        write_trace(options.record, problems, results, name, options.texts)
+        measured = {"k": CERTAINTY_TOP_K, "group_tokens": config.certainty_group_tokens}
+        write_trace(options.record, problems, results, name, measured, options.texts)
         summary["record"] = str(options.record)
     print(json.dumps(summary))
     return 0
@@ -134,6 +136,7 @@ def write_trace(
     problems: Sequence[Problem],
     results: Sequence[ProgramResult],
     model: str,
+    measured: dict[str, int],
     texts: bool,
 ) -> None:
     """Write one line per problem. The same samples give the same bytes; never half a file."""
@@ -144,7 +147,7 @@ def write_trace(
             gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed,
         ):
             for problem, result in zip(problems, results, strict=True):
-                line = _trace_line(problem, result, model, texts)
+                line = _trace_line(problem, result, model, texts) | {"certainty": measured}
                 packed.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
         unfinished.replace(path)
     finally:
@@ -171,7 +174,6 @@ def _trace_line(problem: Problem, result: ProgramResult, model: str, texts: bool
         "problem": question,
         "gold": problem.gold,
         "model": model,
-        "certainty": {"k": CERTAINTY_TOP_K, "group_tokens": CERTAINTY_GROUP_TOKENS},
         "samples": samples,
     }
 

@@ -210,7 +210,7 @@ def test_a_recording_that_lost_a_branch_leaves_the_old_trace_as_it_was(
 def test_a_failing_write_leaves_no_half_a_file(tmp_path: Path) -> None:
     problems = run.load_problems(None, 1, 0)
     with pytest.raises(KeyError):
-        run.write_trace(tmp_path / "t.jsonl.gz", problems, [ProgramResult("", {})], "m", False)
+        run.write_trace(tmp_path / "t.jsonl.gz", problems, [ProgramResult("", {})], "m", {}, False)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -24,9 +24,9 @@ LOOP_CHECK_TOKENS = 16
 LOOP_MIN_REPEATS = 4
 LOOP_MIN_TOKENS = 64
 _MAX_PERIOD = RECENT_TOKENS // LOOP_MIN_REPEATS
-# What ended in these words says how confident a whole branch is. A loop is sure of itself, and how
-# a cancelled or aborted branch would have gone on nobody knows.
-_COUNTED = ("completed", "length", "pruned", "certain")
+# Of these it is known whether they fell below the bar. How a branch would have gone on that was
+# stopped for another reason nobody knows, and one in a loop is surer of itself than any other.
+_COUNTED = ("completed", "length", "pruned")
 _NO_BAR = np.iinfo(np.int64).min
 MAX_PROFILES = 1024
 

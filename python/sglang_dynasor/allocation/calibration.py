@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from sglang_dynasor.allocation.confidence_bar import is_below
 from sglang_dynasor.allocation.grants import AdaptiveGrants
 from sglang_dynasor.allocation.replay import Sample, full_vote, replay
 from sglang_dynasor.allocation.rules import make_rule
 from sglang_dynasor.allocation.traces import TraceProblem, TraceSample
 from sglang_dynasor.certaindex.canonical import canonical_key
-from sglang_dynasor.certaindex.token_certainty import keep_top_threshold
 
 _POSTERIORS = (
     *(0.999, 0.998, 0.995, 0.99, 0.98, 0.97, 0.96, 0.95, 0.93),
@@ -126,7 +126,7 @@ def calibrate(
     `thresholds` go from most careful to most saving and must not come from these problems. The
     promise holds with `confidence`, for independent problems like these and programs of
     `max_branches`; `max_harm` and `confidence` are within 0 and 1, both excluded. `bar` is that of
-    `confidence_bar`, where branches below it are to be pruned: it looks at no label, so
+    `recorded_bar`, where branches below it are to be pruned: it looks at no label, so
     taking it from the same problems does not bend the promise. Raises ValueError as
     `replay_settings` and `choose` do.
     """
@@ -172,7 +172,7 @@ def replay_settings(
         recorded = _drawn(problem, max_branches, random)
         samples = [Sample(item.answer, item.n_tokens, item.correct) for item in recorded]
         pruned = [
-            replace(sample, pruned=index >= min_branches and _is_below(bar, item, problem))
+            replace(sample, pruned=index >= min_branches and is_below(bar, item, problem))
             for index, (sample, item) in enumerate(zip(samples, recorded, strict=True))
         ]
         right_keys = _right_keys(problem)
@@ -248,27 +248,6 @@ def problems_needed(max_harm: float, confidence: float) -> int:
     return math.ceil(math.log(1 - confidence) / math.log(1 - max_harm))
 
 
-def confidence_bar(problems: Sequence[TraceProblem], keep_top: float) -> tuple[float, int]:
-    """Return the bar of DeepConf in nats, and the tokens of the groups it is for.
-
-    The `keep_top` (0 to 1) most confident recorded branches reach it, of those with a full group:
-    the others can't be pruned. Raises ValueError where certainty was not recorded, or not in groups
-    of one size.
-    """
-    sizes = {problem.certainty.group_tokens for problem in problems if problem.certainty}
-    unmeasured = next((p.id for p in problems if not p.certainty), None)
-    if unmeasured is not None or len(sizes) != 1:
-        found = f"problem {unmeasured} has none" if unmeasured else f"groups of {sorted(sizes)}"
-        raise ValueError(f"keep_top needs traces with token certainty in one group size: {found}")
-    lowest = [
-        sample.certainty["lowest_group"]
-        for problem in problems
-        for sample in problem.samples
-        if sample.certainty is not None and _has_full_group(sample, problem)
-    ]
-    return keep_top_threshold(lowest, keep_top), sizes.pop()
-
-
 def _check_fractions(max_harm: float, confidence: float) -> None:
     for field, value in (("max_harm", max_harm), ("confidence", confidence)):
         if not 0 < value < 1:
@@ -285,19 +264,6 @@ def _drawn(
         )
     order = random.permutation(len(problem.samples))[:max_branches]
     return [problem.samples[index] for index in order]
-
-
-def _is_below(bar: float | None, sample: TraceSample, problem: TraceProblem) -> bool:
-    if bar is None or not _has_full_group(sample, problem):
-        return False
-    assert sample.certainty is not None
-    return sample.certainty["lowest_group"] < bar
-
-
-def _has_full_group(sample: TraceSample, problem: TraceProblem) -> bool:
-    if sample.certainty is None or problem.certainty is None:
-        return False
-    return sample.n_tokens >= problem.certainty.group_tokens
 
 
 def _right_keys(problem: TraceProblem) -> set[str]:

@@ -10,6 +10,7 @@ from sglang_dynasor.allocation.decision import Decision
 from sglang_dynasor.allocation.grants import GrantPolicy
 from sglang_dynasor.allocation.rules import StopRule
 from sglang_dynasor.certaindex.tracker import CertaindexTracker, Evidence
+from sglang_dynasor.certaindex.weighted_tracker import WeightedTracker
 
 Order = Literal["sequential", "concurrent"]
 
@@ -18,15 +19,16 @@ Order = Literal["sequential", "concurrent"]
 class Sample:
     """One recorded branch, with the trace's own label and a reward (0 to 1) where it has them.
 
-    `weight` is that of its vote: its confidence where votes are weighted. A `pruned` one has no
-    vote; its tokens are all counted, for a trace does not tell when it would have been stopped.
+    `confidence` is the weight of its vote where votes are weighted, 0 where it was not measured. A
+    `pruned` one has no vote; its tokens are all counted, for a trace does not tell when it would
+    have been stopped.
     """
 
     answer: str
     n_tokens: int
     correct: bool | None = None
     reward: float | None = None
-    weight: float = 1.0
+    confidence: float | None = None
     pruned: bool = False
 
 
@@ -144,7 +146,9 @@ def _add(tracker: CertaindexTracker, branch: int, sample: Sample) -> None:
     if sample.pruned:
         tracker.exclude(branch)
     else:
-        tracker.add(branch, sample.answer, sample.weight, sample.reward)
+        weighted = isinstance(tracker, WeightedTracker)
+        weight = sample.confidence or 0.0 if weighted else 1.0
+        tracker.add(branch, sample.answer, weight, sample.reward)
 
 
 def full_vote(samples: Sequence[Sample]) -> str:

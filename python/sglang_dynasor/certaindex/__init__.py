@@ -21,7 +21,6 @@ from sglang_dynasor.certaindex.token_certainty import (
     CERTAINTY_GROUP_TOKENS,
     CERTAINTY_TOP_K,
     TokenCertainty,
-    TokenCertaintyFold,
     keep_top_threshold,
 )
 from sglang_dynasor.certaindex.tracker import CertaindexTracker, Evidence, Vote
@@ -40,7 +39,6 @@ __all__ = [
     "Evidence",
     "MathEquality",
     "TokenCertainty",
-    "TokenCertaintyFold",
     "Vote",
     "WeightedTracker",
     "aggregate_reward",

@@ -7,7 +7,6 @@ certain. A *group* is a sliding window of tokens.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,43 +30,6 @@ class TokenCertainty:
     entropy: float | None = None
     self_certainty: float | None = None
     logprob: float | None = None
-
-
-class TokenCertaintyFold:
-    """Folds token certainties as they come; O(1) per token, a window of memory."""
-
-    def __init__(self, group_tokens: int = CERTAINTY_GROUP_TOKENS) -> None:
-        """`group_tokens` is the window, in tokens. Raises ValueError below 1."""
-        if group_tokens < 1:
-            raise ValueError(f"group_tokens must be at least 1, not {group_tokens}")
-        self._window: deque[float] = deque(maxlen=group_tokens)
-        self._window_sum = 0.0
-        self._sum = 0.0
-        self._tokens = 0
-        self._lowest = math.inf
-
-    def add(self, certainty: float) -> None:
-        """Count the next token."""
-        if len(self._window) == self._window.maxlen:
-            self._window_sum -= self._window[0]
-        self._window.append(certainty)
-        self._window_sum += certainty
-        self._sum += certainty
-        self._tokens += 1
-        if len(self._window) == self._window.maxlen:
-            self._lowest = min(self._lowest, self._window_sum / len(self._window))
-
-    def folded(self) -> TokenCertainty | None:
-        """Return the fold; None before the first token. A branch below one group is one group."""
-        if not self._tokens:
-            return None
-        tail = self._window_sum / len(self._window)
-        return TokenCertainty(
-            tokens=self._tokens,
-            mean=self._sum / self._tokens,
-            tail=tail,
-            lowest_group=min(self._lowest, tail),
-        )
 
 
 def keep_top_threshold(lowest_groups: Sequence[float], keep_top: float) -> float:

@@ -22,7 +22,8 @@ from sglang.srt.runtime_context import get_parallel
 from sglang.utils import TypeBasedDispatcher
 
 from sglang_dynasor.allocation import BranchRule, BranchRules
-from sglang_dynasor.certaindex import CertaintyTable
+from sglang_dynasor.certaindex import CERTAINTY_GROUP_TOKENS, CertaintyTable
+from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.kernels.token_certainty import COLUMNS
 from sglang_dynasor.managers.certainty_observer import CertaintyObserver
 from sglang_dynasor.managers.program_messages import (
@@ -56,8 +57,9 @@ class _Branch:
 class BranchCertainty:
     """Folds the certainty of running branches; O(1) per token, vectorised over the batch."""
 
-    def __init__(self) -> None:
-        self._table = CertaintyTable()
+    def __init__(self, group_tokens: int = CERTAINTY_GROUP_TOKENS) -> None:
+        """`group_tokens` is the window of the group confidence, tokens."""
+        self._table = CertaintyTable(group_tokens)
         self._rules = BranchRules(self._table)
         self._branches: dict[str, _Branch] = {}
         self._rid_of: dict[int, str] = {}
@@ -168,12 +170,13 @@ class DynasorOutputStreamer(SchedulerOutputStreamer):
 class BranchCertaintyMixin(_Base):
     """The part of the scheduler that measures; goes before upstream's class."""
 
+    dynasor_config: DynasorConfig
     certainty: BranchCertainty
     certainty_observer: CertaintyObserver | None
 
     def init_model_worker(self) -> None:
         super().init_model_worker()
-        self.certainty = BranchCertainty()
+        self.certainty = BranchCertainty(self.dynasor_config.certainty_group_tokens)
         self.certainty_observer = None
         runner = self.tp_worker.model_runner
         parallel = get_parallel()

@@ -44,8 +44,8 @@ class Offer:
 class FinishedBranch:
     """One sampled path that ended by itself. `n_tokens` counts generated tokens.
 
-    `certainty` is there where the request asked for its likeliest tokens; its groups are of
-    `CERTAINTY_GROUP_TOKENS`.
+    `certainty` is there where the tokens were measured (`ProgramSpec.wants_certainty`). A branch
+    stopped as `pruned` has no vote, one in a `loop` no answer.
     """
 
     index: int

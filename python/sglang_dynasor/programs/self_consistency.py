@@ -185,7 +185,11 @@ class _Vote:
     def would_have_stopped(self) -> ShadowOutcome:
         """Replay the rule over these very samples: branches of a grant finish by length."""
         samples = [
-            Sample(self._group_answer(self._answers[i]), self._lengths[i], weight=self._weight(i))
+            Sample(
+                self._group_answer(self._answers[i]),
+                self._lengths[i],
+                confidence=self._confidences[i],
+            )
             for i in sorted(self._answers)
         ]
         rule = self._spec.stop_rule()

@@ -89,7 +89,7 @@ def test_keep_top_is_the_share_that_lives(keep_top: float, survivors: int) -> No
     [
         ("completed", True),
         ("length", True),
-        ("certain", True),
+        ("certain", False),
         ("loop", False),
         ("cancelled", False),
         ("aborted", False),

@@ -16,13 +16,13 @@ from sglang_dynasor.allocation.calibration import (
     Outcomes,
     calibrate,
     choose,
-    confidence_bar,
     default_thresholds,
     harm_upper_bound,
     passed_settings,
     problems_needed,
     replay_settings,
 )
+from sglang_dynasor.allocation.confidence_bar import recorded_bar
 from sglang_dynasor.allocation.profile import CalibrationProfile, checkpoint_hash
 from sglang_dynasor.allocation.traces import TraceCertainty, TraceProblem, TraceSample
 from sglang_dynasor.config import DynasorConfig
@@ -320,16 +320,16 @@ def test_the_bar_keeps_the_most_confident_branches(keep_top: float, bar: float) 
     lowest = [float(value) for value in range(1, 11)]
     short = measured("a" * 10, [99.0] * 10, n_tokens=15)  # no full group: it can't be pruned
     problems = [measured("a" * 10, lowest), replace(short, id="short")]
-    assert confidence_bar(problems, keep_top) == (bar, 16)
+    assert recorded_bar(problems, keep_top) == (bar, 16)
 
 
 def test_a_bar_needs_certainty_in_groups_of_one_size() -> None:
     one = measured("a", [1.0])
     with pytest.raises(ValueError, match="problem p has none"):
-        confidence_bar([problem("ab")], 0.5)
+        recorded_bar([problem("ab")], 0.5)
     other = replace(one, certainty=TraceCertainty(20, 32))
     with pytest.raises(ValueError, match=r"keep_top .*groups of .16, 32"):
-        confidence_bar([one, other], 0.5)
+        recorded_bar([one, other], 0.5)
 
 
 def test_pruned_branches_have_no_vote_behind_the_first_and_their_tokens_count() -> None:

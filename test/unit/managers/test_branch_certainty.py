@@ -12,7 +12,7 @@ from sglang.srt.managers.auxiliary_output import CommittedTokens
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH
 
 from sglang_dynasor.allocation import BranchRule
-from sglang_dynasor.certaindex import CERTAINTY_GROUP_TOKENS, TokenCertaintyFold
+from sglang_dynasor.certaindex import CERTAINTY_GROUP_TOKENS
 from sglang_dynasor.kernels.token_certainty import COLUMNS
 from sglang_dynasor.managers.branch_certainty import (
     BranchCertainty,
@@ -57,8 +57,8 @@ def test_a_branch_folds_its_own_committed_tokens_whatever_the_batch_is() -> None
     rng, choice = np.random.default_rng(1), random.Random(1)
     certainty = BranchCertainty()
     reqs = [FakeReq(f"p::{index}") for index in range(7)]
-    folds = {req.rid: TokenCertaintyFold() for req in reqs[:5]}
-    for rid in folds:  # the last two are plain requests
+    folded: dict[str, list[float]] = {req.rid: [] for req in reqs[:5]}
+    for rid in folded:  # the last two are plain requests
         certainty.open(rid, None, keeps_values=rid == "p::2")
     sent: list[list[float]] = []
     expected_values: list[list[float]] = []
@@ -68,8 +68,8 @@ def test_a_branch_folds_its_own_committed_tokens_whatever_the_batch_is() -> None
         commits = [None if choice.random() < 0.2 else commit(req, step) for req in batch]
         certainty.consume(batch, commits, values, None)  # type: ignore[arg-type]
         for req, committed, row in zip(batch, commits, values, strict=True):
-            if committed is not None and req.rid in folds:
-                folds[req.rid].add(float(row[CONFIDENCE]))
+            if committed is not None and req.rid in folded:
+                folded[req.rid].append(float(row[CONFIDENCE]))
                 if req.rid == "p::2":
                     expected_values.append(row.tolist())
         (payload,) = certainty.payloads([reqs[2]])  # type: ignore[list-item]
@@ -78,15 +78,17 @@ def test_a_branch_folds_its_own_committed_tokens_whatever_the_batch_is() -> None
     for req in reqs:
         req.finished_reason = FINISH_LENGTH(len(req.output_ids))
     for req, payload in zip(reqs, certainty.payloads(reqs), strict=True):  # type: ignore[arg-type]
-        if req.rid not in folds:
+        if req.rid not in folded:
             assert payload is None
             continue
         assert payload is not None and list(payload) == ["summary"]
-        fold = folds[req.rid].folded()
-        assert fold is not None
-        assert payload["summary"]["tokens"] == fold.tokens
-        for name in ("mean", "tail", "lowest_group"):
-            assert payload["summary"][name] == pytest.approx(getattr(fold, name), abs=1e-6)
+        tokens = np.array(folded[req.rid])
+        groups = np.convolve(tokens, np.ones(CERTAINTY_GROUP_TOKENS), "valid")
+        groups /= CERTAINTY_GROUP_TOKENS
+        expected = {"mean": tokens.mean(), "tail": groups[-1], "lowest_group": groups.min()}
+        assert payload["summary"]["tokens"] == len(tokens)
+        for name, value in expected.items():
+            assert payload["summary"][name] == pytest.approx(value, abs=1e-6)
     assert len(certainty) == 0
 
 
