@@ -161,7 +161,8 @@ class DynasorScheduler(BranchCertaintyMixin, Scheduler):
         running = plan.running_batch.batch_size()
         if plan.batch_to_run is not None:
             running += plan.batch_to_run.batch_size()
-        for key, count in draw(self.program_table, self.dynasor_config.speculative_batch - running):
+        batch = int(self.dynasor_config.speculative_share * self.max_running_requests)
+        for key, count in draw(self.program_table, batch - running):
             answer = DrawBranchesReqOutput(
                 tenant=key.tenant, program_id=key.program_id, count=count
             )
