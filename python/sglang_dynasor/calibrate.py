@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sglang_dynasor.allocation import RULES
+from sglang_dynasor.allocation.confidence_bar import recorded_bar
 from sglang_dynasor.allocation.profile import CalibrationProfile, checkpoint_hash
 from sglang_dynasor.allocation.traces import TraceProblem, read_traces
 from sglang_dynasor.config import DynasorConfig
@@ -58,6 +59,12 @@ def add_parser(commands: Any) -> None:
         f"(default: {defaults.max_branches}, or as many as every problem has)",
     )
     parser.add_argument(
+        "--keep-top",
+        type=float,
+        help="also fit the confidence bar of branch_rule deepconf, where this share of the most "
+        "confident branches is, and prune the others in the replay: needs traces of `run --record`",
+    )
+    parser.add_argument(
         "--model-path",
         type=Path,
         help="folder of the checkpoint that gave the samples, to bind the profile to its content "
@@ -84,6 +91,9 @@ def run(options: argparse.Namespace) -> int:
     max_branches = options.max_branches
     if max_branches is None:
         max_branches = min(DynasorConfig().max_branches, fewest)
+    bar = group_tokens = None
+    if options.keep_top is not None:
+        bar, group_tokens = recorded_bar(problems, options.keep_top)
     result = calibrate(
         problems,
         options.rule,
@@ -93,6 +103,7 @@ def run(options: argparse.Namespace) -> int:
         max_harm=options.max_harm,
         confidence=options.confidence,
         seed=options.seed,
+        bar=bar,
     )
     console = Console(stderr=True)
     console.print(_table(result, options.rule))
@@ -112,9 +123,16 @@ def run(options: argparse.Namespace) -> int:
             harm_bound=result.harm_bound,
             tokens_saved=result.tokens_saved,
             created=datetime.now(UTC).date(),
+            confidence_bar=bar,
+            keep_top=options.keep_top,
+            group_tokens=group_tokens,
         ).write(options.out)
     promised = result.threshold is not None
-    summary = {"rule": options.rule, "profile": str(options.out) if promised else None}
+    summary: dict[str, Any] = {
+        "rule": options.rule,
+        "profile": str(options.out) if promised else None,
+        "confidence_bar": bar,
+    }
     print(json.dumps(summary | asdict(result)))
     return 0 if promised else NOTHING_PROMISED
 

@@ -9,19 +9,23 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from sglang_dynasor.allocation import RULES, make_rule, parse_grants
+from sglang_dynasor.allocation import RULES, WEIGHT_RULES, make_rule, parse_grants
 from sglang_dynasor.allocation.profile import CalibrationProfile
+from sglang_dynasor.certaindex import CERTAINTY_GROUP_TOKENS
 from sglang_dynasor.errors import describe_validation_error
 
 CONFIG_VARIABLE = "SGLANG_DYNASOR_CONFIG"
 SWITCH_VARIABLE = "SGLANG_DYNASOR"
 
 DRAWS = ("rounds", "offer")
+VOTES = ("majority", "weighted", "filtered")
+BRANCH_RULES = ("none", "deepconf")
 UPSTREAM_POLICIES = ("fcfs", "lpm")
 POLICIES = (*UPSTREAM_POLICIES, "gang", "gang-sjf", "value")
 
@@ -88,6 +92,40 @@ class DynasorConfig(BaseModel):
         description="cosine from which answers of format text are one group, with the extra "
         "embeddings (0.75 suits it); 0: equal text only",
     )
+    vote: str = Field(
+        "majority",
+        description=f"how the answer is chosen: {', '.join(VOTES)} (by the confidence of a "
+        "branch's lowest group, among all or among the `keep_top`)",
+    )
+    branch_rule: str = Field(
+        "none",
+        description=f"which branches are stopped early: {', '.join(BRANCH_RULES)} (below the "
+        "confidence bar)",
+    )
+    keep_top: float = Field(
+        0.9,
+        gt=0,
+        lt=1,
+        description="share of the most confident branches that are kept: 0.1 the best tenth, 0.9 "
+        "all but the worst",
+    )
+    confidence_bar: float | None = Field(
+        None,
+        gt=0,
+        lt=10_000,
+        description="fixed bar of deepconf, nats; unset: where `keep_top` of all finished branches "
+        "are",
+    )
+    certainty_group_tokens: int = Field(
+        CERTAINTY_GROUP_TOKENS,
+        ge=1,
+        le=1 << 16,
+        description="window of the group confidence, tokens (DeepConf takes 2048 for long chains "
+        "of thought)",
+    )
+    stop_loops: bool = Field(
+        False, description="stop branches that repeat themselves exactly: true or false"
+    )
     prefix_hold_tokens: int = Field(
         64,
         ge=0,
@@ -96,8 +134,8 @@ class DynasorConfig(BaseModel):
     )
     profile: str = Field(
         "",
-        description="file of `sglang-dynasor calibrate`: gives rule, threshold and branches that "
-        "are not set",
+        description="file of `sglang-dynasor calibrate`: gives rule, threshold, branches and, if "
+        "it has one, the bar of deepconf, where they are not set",
     )
 
     @model_validator(mode="before")
@@ -109,7 +147,15 @@ class DynasorConfig(BaseModel):
         profile = CalibrationProfile.read(path)
         if given.get("rule", profile.rule) != profile.rule:
             raise ValueError(f"rule: {given['rule']!r}, but profile {path} is for {profile.rule!r}")
-        return {name: getattr(profile, name) for name in _FROM_PROFILE} | given
+        taken = {name: getattr(profile, name) for name in _FROM_PROFILE}
+        if profile.confidence_bar is not None and "keep_top" not in given:
+            taken |= {
+                "branch_rule": "deepconf",
+                "confidence_bar": profile.confidence_bar,
+                "keep_top": profile.keep_top,
+                "certainty_group_tokens": profile.group_tokens,
+            }
+        return taken | given
 
     @model_validator(mode="before")
     @classmethod
@@ -127,6 +173,18 @@ class DynasorConfig(BaseModel):
             raise ValueError(f"policy: must be one of {', '.join(POLICIES)}, not {self.policy!r}")
         if self.draw not in DRAWS:
             raise ValueError(f"draw: must be one of {', '.join(DRAWS)}, not {self.draw!r}")
+        if self.vote not in VOTES:
+            raise ValueError(f"vote: must be one of {', '.join(VOTES)}, not {self.vote!r}")
+        if self.branch_rule not in BRANCH_RULES:
+            raise ValueError(
+                f"branch_rule: must be one of {', '.join(BRANCH_RULES)}, not {self.branch_rule!r}"
+            )
+        weighted_by = "rule" in self.model_fields_set and self.rule not in WEIGHT_RULES
+        if self.vote != "majority" and weighted_by:
+            raise ValueError(
+                f"rule: {self.rule} judges equal votes; with vote {self.vote} it must be "
+                f"{' or '.join(WEIGHT_RULES)}"
+            )
         if self.grants:
             parse_grants(self.grants)
             if self.draw == "offer":
@@ -190,7 +248,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         )
 
 
-_FLAG_TYPES: dict[str, type] = {
+def _true_or_false(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"must be true or false, not {text!r}")
+    return text.lower() == "true"
+
+
+_FLAG_TYPES: dict[str, Callable[[str], Any]] = {
     "threshold": float,
     "max_branches": int,
     "min_branches": int,
@@ -201,6 +265,10 @@ _FLAG_TYPES: dict[str, type] = {
     "equality_time_limit_ms": int,
     "embeddings_threshold": float,
     "prefix_hold_tokens": int,
+    "keep_top": float,
+    "confidence_bar": float,
+    "certainty_group_tokens": int,
+    "stop_loops": _true_or_false,
 }
 
 

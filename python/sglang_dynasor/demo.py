@@ -115,7 +115,6 @@ def program_of(
     options: argparse.Namespace,
     temperature: float,
     fields: dict[str, Any],
-    top_logprobs: int = 0,
 ) -> Program:
     """The self-consistency program of a problem; `fields` are further ones of `dynasor`."""
     return Program(
@@ -133,7 +132,6 @@ def program_of(
             "answer_pattern": problem.answer_pattern,
             **fields,
         },
-        top_logprobs=top_logprobs,
     )
 
 

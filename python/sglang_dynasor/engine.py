@@ -125,8 +125,6 @@ class DynasorEngine(Engine):
             text=program.prompt,
             input_ids=input_ids,
             sampling_params=params,
-            return_logprob=program.top_logprobs > 0,
-            top_logprobs_num=program.top_logprobs,
         )
 
     def _default_in_flight(self) -> int:

@@ -69,6 +69,23 @@ def handshake_info() -> dict[str, Any]:
     return {"version": plugin.SGLANG_VERSION, "unpatched": unpatched_hooks()}
 
 
+def report_replicas(original: Any, controller: Any) -> dict[str, Any]:
+    """Around `DataParallelController.get_init_info`, which drops what its schedulers reported.
+
+    A replica without a report leaves none for all; limits of replicas add up.
+    """
+    info: dict[str, Any] = original(controller)
+    reports = [replica.get("dynasor") for replica in controller._scheduler_init_infos]
+    if not reports or None in reports:
+        return info
+    merged = {
+        "version": plugin.SGLANG_VERSION,
+        "unpatched": sorted({target for report in reports for target in report["unpatched"]}),
+        "max_running_requests": sum(report["max_running_requests"] for report in reports),
+    }
+    return {**info, "dynasor": merged}
+
+
 def check_scheduler_info(info: dict[str, Any]) -> None:
     """Raise HandshakeError unless a scheduler's report shows all of its hooks in force."""
     report = info.get("dynasor")

@@ -49,6 +49,12 @@ HOOKS = (
         "sglang_dynasor.handshake.launch_verified",
         "refuses unsupported setups and engines whose processes are not patched",
     ),
+    Hook(
+        "sglang.srt.managers.data_parallel_controller.DataParallelController.get_init_info",
+        "around",
+        "sglang_dynasor.handshake.report_replicas",
+        "passes on what each data-parallel replica reports about its hooks",
+    ),
 )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sglang_dynasor.allocation import RULES
+from sglang_dynasor.certaindex import CERTAINTY_TOP_K
 from sglang_dynasor.config import from_flags
 from sglang_dynasor.demo import (
     Problem,
@@ -27,12 +27,11 @@ from sglang_dynasor.demo import (
     started_engine,
 )
 from sglang_dynasor.models import recommended_temperature, resolve_model
-from sglang_dynasor.programs import CERTAINTY_GROUP_TOKENS, Program, ProgramResult
+from sglang_dynasor.programs import Program, ProgramResult
 
 TABLE_ROWS = 20
 DEFAULT_PROBLEMS = 60
-TOP_LOGPROBS = 20
-_CERTAINTY_FIELDS = ("mean", "tail", "lowest_group", "bottom")
+_CERTAINTY_FIELDS = ("mean", "tail", "lowest_group", "entropy", "self_certainty", "logprob")
 
 
 def add_parser(commands: Any) -> None:
@@ -71,7 +70,8 @@ def run(options: argparse.Namespace) -> int:
     where a program is refused or, recording, loses a branch.
     """
     _check_options(options)
-    dynasor = from_flags(options).model_dump(exclude_unset=True)
+    config = from_flags(options)
+    dynasor = config.model_dump(exclude_unset=True)
     model = resolve_model(options.model_path)
     count = options.problems
     if count is None:
@@ -81,16 +81,14 @@ def run(options: argparse.Namespace) -> int:
         options.temperature = recommended_temperature(model) or 1.0
     console = Console(stderr=True)
     console.print(f"starting the engine on {model} (30 to 85 seconds on a small CPU)")
-    if options.record:
-        # Certainty is the model's own, whatever the temperature; the scheduler inherits this.
-        os.environ["SGLANG_RETURN_ORIGINAL_LOGPROB"] = "1"
     with started_engine(model, options.seed, dynasor) as engine:
         results = run_programs(engine, problems, options)
     console.print(_table(problems, results))
     summary = _summary(problems, results)
     if options.record:
         name = model.resolve().name
-        write_trace(options.record, problems, results, name, options.texts)
+        measured = {"k": CERTAINTY_TOP_K, "group_tokens": config.certainty_group_tokens}
+        write_trace(options.record, problems, results, name, measured, options.texts)
         summary["record"] = str(options.record)
     print(json.dumps(summary))
     return 0
@@ -126,11 +124,11 @@ def _program(problem: Problem, options: argparse.Namespace) -> Program:
     fields: dict[str, Any] = {
         "mode": "shadow" if options.record else "on",
         "detail": "branches" if options.record else "answer",
+        "token_certainty": bool(options.record),
     }
     if options.max_branches is not None:
         fields["max_branches"] = options.max_branches
-    top_logprobs = TOP_LOGPROBS if options.record else 0
-    return program_of(problem, options, options.temperature, fields, top_logprobs)
+    return program_of(problem, options, options.temperature, fields)
 
 
 def write_trace(
@@ -138,6 +136,7 @@ def write_trace(
     problems: Sequence[Problem],
     results: Sequence[ProgramResult],
     model: str,
+    measured: dict[str, int],
     texts: bool,
 ) -> None:
     """Write one line per problem. The same samples give the same bytes; never half a file."""
@@ -148,7 +147,7 @@ def write_trace(
             gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as packed,
         ):
             for problem, result in zip(problems, results, strict=True):
-                line = _trace_line(problem, result, model, texts)
+                line = _trace_line(problem, result, model, texts) | {"certainty": measured}
                 packed.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
         unfinished.replace(path)
     finally:
@@ -162,7 +161,11 @@ def _trace_line(problem: Problem, result: ProgramResult, model: str, texts: bool
             "answer": branch["answer"],
             "correct": is_right(problem, branch["answer"]),
             "n_tokens": branch["tokens"],
-            "certainty": {name: round(branch["certainty"][name], 4) for name in _CERTAINTY_FIELDS},
+            "certainty": {
+                name: float(f"{value:.6g}")
+                for name, value in branch["certainty"].items()
+                if name in _CERTAINTY_FIELDS
+            },
         }
         samples.append(sample | ({"text": branch["text"]} if texts else {}))
     question = problem.messages[-1]["content"] if problem.messages else problem.prompt
@@ -171,7 +174,6 @@ def _trace_line(problem: Problem, result: ProgramResult, model: str, texts: bool
         "problem": question,
         "gold": problem.gold,
         "model": model,
-        "certainty": {"k": TOP_LOGPROBS, "group_tokens": CERTAINTY_GROUP_TOKENS},
         "samples": samples,
     }
 

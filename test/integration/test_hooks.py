@@ -34,9 +34,14 @@ def unpatch(monkeypatch: pytest.MonkeyPatch, hook: plugin.Hook) -> None:
     owner = pkgutil.resolve_name(owner_path)
     original: Any
     if hook.kind == "replace":
-        original = pkgutil.resolve_name(hook.ours).__bases__[0]
+        bases = pkgutil.resolve_name(hook.ours).__mro__
+        original = next(base for base in bases if base.__module__.startswith("sglang."))
     else:
-        original = classmethod(vars(owner)[name].__func__.__wrapped__)
+        wrapper = vars(owner)[name]
+        is_class_method = isinstance(wrapper, classmethod)
+        original = (
+            classmethod(wrapper.__func__.__wrapped__) if is_class_method else wrapper.__wrapped__
+        )
     monkeypatch.setattr(owner, name, original)
 
 

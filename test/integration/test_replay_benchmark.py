@@ -33,6 +33,7 @@ RULES = {
     "dirichlet",
     "sprt",
     "e_process",
+    "deepconf",
     "hopeless",
     "decided",
     "dynasor",

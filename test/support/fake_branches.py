@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sglang_dynasor.programs import FinishedBranch, Step
+from sglang_dynasor.certaindex import TokenCertainty
+from sglang_dynasor.programs import BranchStop, FinishedBranch, Step
 
 # How many of a running branch's tokens its client has not seen yet.
 UNSEEN_TOKENS = 2
@@ -20,6 +21,8 @@ class FakeSample:
     n_tokens: int
     error: Exception | None = None
     aborted: bool = False
+    confidence: float | None = None
+    stopped: BranchStop | None = None  # in place of completed
 
 
 class FakeBranches:
@@ -53,12 +56,18 @@ class FakeBranches:
         except TimeoutError:
             if sample.error is not None:
                 raise sample.error from None
-            cut = length < sample.n_tokens
+            stop_reason = sample.stopped or "completed"
+            if sample.aborted:
+                stop_reason = "aborted"
+            elif length < sample.n_tokens:
+                stop_reason = "length"
+            answered = sample.answer and stop_reason != "length"
             return FinishedBranch(
                 index=index,
-                text=f"so \\boxed{{{sample.answer}}}" if sample.answer and not cut else "so",
+                text=f"so \\boxed{{{sample.answer}}}" if answered else "so",
                 n_tokens=length,
-                stop_reason="aborted" if sample.aborted else "length" if cut else "completed",
+                stop_reason=stop_reason,
+                certainty=_certainty(length, sample.confidence),
             )
         finally:
             self.running.discard(index)
@@ -95,6 +104,12 @@ class FakeBranches:
 
     def _tokens_now(self, index: int) -> int:
         return int(_now() - self._started_at[index])
+
+
+def _certainty(tokens: int, confidence: float | None) -> TokenCertainty | None:
+    if confidence is None:
+        return None
+    return TokenCertainty(tokens, confidence, confidence, confidence)
 
 
 def _now() -> float:

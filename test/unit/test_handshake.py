@@ -14,6 +14,7 @@ from sglang_dynasor.handshake import (
     check_scheduler_info,
     check_tokenizer_manager,
     refuse_unsupported,
+    report_replicas,
 )
 
 SUPPORTED = {
@@ -99,6 +100,26 @@ def test_a_scheduler_that_misses_a_hook_is_refused_naming_it() -> None:
 
 def test_a_scheduler_with_every_hook_passes() -> None:
     check_scheduler_info({"dynasor": {"version": plugin.SGLANG_VERSION, "unpatched": []}})
+
+
+def test_replicas_report_together() -> None:
+    replicas = [
+        {"dynasor": {"unpatched": ["b"], "max_running_requests": 3}},
+        {"dynasor": {"unpatched": ["a", "b"], "max_running_requests": 4}},
+    ]
+    merged = report_replicas(*controller(replicas))
+    assert merged["ready"] == 1
+    assert merged["dynasor"]["unpatched"] == ["a", "b"]
+    assert merged["dynasor"]["max_running_requests"] == 7
+
+
+@pytest.mark.parametrize("replicas", [[], [{}], [{"dynasor": {"unpatched": []}}, {}]])
+def test_a_replica_without_a_report_leaves_none(replicas: list[dict[str, Any]]) -> None:
+    assert report_replicas(*controller(replicas)) == {"ready": 1}
+
+
+def controller(replicas: list[dict[str, Any]]) -> tuple[Any, Any]:
+    return lambda _: {"ready": 1}, SimpleNamespace(_scheduler_init_infos=replicas)
 
 
 def test_another_tokenizer_manager_is_refused() -> None:

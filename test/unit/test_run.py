@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import json
-from collections.abc import AsyncIterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sglang.srt.managers.io_struct import GenerateReqInput
 
 from sglang_dynasor import cli, run
 from sglang_dynasor.allocation.traces import TraceSample, read_traces
 from sglang_dynasor.certaindex import canonical_key
-from sglang_dynasor.managers.engine_branches import EngineBranches
 from sglang_dynasor.models import default_model_path, recommended_temperature
-from sglang_dynasor.programs import CERTAINTY_GROUP_TOKENS, Program, ProgramResult
-from sglang_dynasor.scheduling import ProgramKey
+from sglang_dynasor.programs import Program, ProgramResult
 
 COMMITTED = Path(__file__).parents[1] / "data" / "tiny_reasoner_300x40.jsonl.gz"
-CERTAINTY = {"tokens": 7, "mean": 3.14159265, "tail": 3.0, "lowest_group": 2.5, "bottom": 2.0}
+CERTAINTY = {"tokens": 7, "mean": 3.14159265, "tail": 3.0, "lowest_group": 2.5}
 
 
 class FakeEngine:
@@ -65,7 +61,6 @@ def share(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
         return nullcontext(engine)
 
     monkeypatch.setattr(run, "started_engine", start)
-    monkeypatch.setenv("SGLANG_RETURN_ORIGINAL_LOGPROB", "0")  # put back after the test
     return engine
 
 
@@ -102,7 +97,7 @@ def test_programs_act_and_the_last_line_sums_them_up(
     assert first.dynasor["max_branches"] == 5
     assert first.sampling_params["temperature"] == 0.5
     assert first.sampling_params["sampling_seed"] != second.sampling_params["sampling_seed"]
-    assert first.top_logprobs == 0
+    assert not first.dynasor["token_certainty"]
 
 
 def test_without_a_file_the_problems_are_held_out_and_sampled_as_the_model_recommends(
@@ -158,7 +153,7 @@ def test_a_recording_stops_nothing_and_reads_back_as_a_trace(
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["record"] == str(path)
     assert {program.dynasor["mode"] for program in fake.programs} == {"shadow"}
     assert {program.dynasor["detail"] for program in fake.programs} == {"branches"}
-    assert {program.top_logprobs for program in fake.programs} == {20}
+    assert all(program.dynasor["token_certainty"] for program in fake.programs)
 
     problems = read_traces(path)
     assert [(p.id, p.gold, p.model) for p in problems] == [
@@ -166,12 +161,12 @@ def test_a_recording_stops_nothing_and_reads_back_as_a_trace(
         ("b", "8", "tiny_reasoner"),
     ]
     samples = (TraceSample("7", 9, True), TraceSample("", 10, False), TraceSample("07", 11, True))
-    assert problems[0].samples == samples
+    assert tuple(replace(sample, certainty=None) for sample in problems[0].samples) == samples
     assert not any(sample.correct for sample in problems[1].samples)
     lines = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
     assert [line["problem"] for line in lines] == ["3+4", "4+4"]
     assert lines[0]["certainty"] == {"k": 20, "group_tokens": 16}
-    certainty = {"mean": 3.1416, "tail": 3.0, "lowest_group": 2.5, "bottom": 2.0}
+    certainty = {"mean": 3.14159, "tail": 3.0, "lowest_group": 2.5}
     assert lines[0]["samples"][0] == {
         "answer": "7",
         "correct": True,
@@ -215,28 +210,8 @@ def test_a_recording_that_lost_a_branch_leaves_the_old_trace_as_it_was(
 def test_a_failing_write_leaves_no_half_a_file(tmp_path: Path) -> None:
     problems = run.load_problems(None, 1, 0)
     with pytest.raises(KeyError):
-        run.write_trace(tmp_path / "t.jsonl.gz", problems, [ProgramResult("", {})], "m", False)
+        run.write_trace(tmp_path / "t.jsonl.gz", problems, [ProgramResult("", {})], "m", {}, False)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_token_certainty_is_the_mean_negative_log_probability_of_the_likeliest() -> None:
-    async def generate(obj: GenerateReqInput) -> AsyncIterator[dict[str, Any]]:
-        tokens = CERTAINTY_GROUP_TOKENS + 1
-        likeliest = [[(-1.0, 5, None), (-3.0, 6, None)]] + [[(-4.0, 5, None)]] * (tokens - 1)
-        meta = {
-            "completion_tokens": tokens,
-            "finish_reason": {"type": "stop"},
-            "output_top_logprobs": likeliest,
-        }
-        yield {"text": "", "meta_info": meta}
-
-    template = GenerateReqInput(text="1+1", return_logprob=True, top_logprobs_num=2)
-    client = EngineBranches(template, [1], ProgramKey("", "p"), 1, generate, None, None)  # type: ignore[arg-type]
-    certainty = asyncio.run(client.run_branch(0, None)).certainty
-    assert certainty is not None
-    assert certainty.tokens == CERTAINTY_GROUP_TOKENS + 1
-    assert certainty.tail == pytest.approx(4)
-    assert certainty.lowest_group == pytest.approx(4 - 2 / CERTAINTY_GROUP_TOKENS)
 
 
 def test_the_committed_trace_holds_300_problems_of_40_samples_with_labels_that_agree() -> None:

@@ -1,6 +1,8 @@
 """How much a program gets: stop rules, grant policies, and their replay on recorded samples."""
 
+from sglang_dynasor.allocation.branch_rules import BranchRule, BranchRules, TokenStop
 from sglang_dynasor.allocation.budget_pool import BudgetPool
+from sglang_dynasor.allocation.confidence_bar import ConfidenceBar
 from sglang_dynasor.allocation.curve import CurvePoint, cheapest_equal, fixed_curve
 from sglang_dynasor.allocation.decision import Decision, RuleStop
 from sglang_dynasor.allocation.grants import (
@@ -13,6 +15,7 @@ from sglang_dynasor.allocation.policies import AllocationPolicy, run_policy
 from sglang_dynasor.allocation.replay import Outcome, Sample, full_vote, replay
 from sglang_dynasor.allocation.rules import (
     RULES,
+    WEIGHT_RULES,
     BetaRule,
     DecidedRule,
     DeepConfRule,
@@ -30,10 +33,14 @@ from sglang_dynasor.allocation.value import branch_values
 
 __all__ = [
     "RULES",
+    "WEIGHT_RULES",
     "AdaptiveGrants",
     "AllocationPolicy",
     "BetaRule",
+    "BranchRule",
+    "BranchRules",
     "BudgetPool",
+    "ConfidenceBar",
     "CurvePoint",
     "DecidedRule",
     "Decision",
@@ -51,6 +58,7 @@ __all__ = [
     "SprtRule",
     "StopRule",
     "ThresholdRule",
+    "TokenStop",
     "branch_values",
     "cheapest_equal",
     "fixed_curve",

@@ -15,16 +15,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from sglang_dynasor.allocation.confidence_bar import is_below
 from sglang_dynasor.allocation.grants import AdaptiveGrants
 from sglang_dynasor.allocation.replay import Sample, full_vote, replay
 from sglang_dynasor.allocation.rules import make_rule
-from sglang_dynasor.allocation.traces import TraceProblem
+from sglang_dynasor.allocation.traces import TraceProblem, TraceSample
 from sglang_dynasor.certaindex.canonical import canonical_key
 
 _POSTERIORS = (
@@ -118,13 +119,16 @@ def calibrate(
     max_harm: float,
     confidence: float,
     seed: int,
+    bar: float | None = None,
 ) -> Calibration:
     """Return the most saving of `thresholds` that harms at most `max_harm` of problems.
 
     `thresholds` go from most careful to most saving and must not come from these problems. The
     promise holds with `confidence`, for independent problems like these and programs of
-    `max_branches`; `max_harm` and `confidence` are within 0 and 1, both excluded. Raises
-    ValueError as `replay_settings` and `choose` do.
+    `max_branches`; `max_harm` and `confidence` are within 0 and 1, both excluded. `bar` is that of
+    `recorded_bar`, where branches below it are to be pruned: it looks at no label, so
+    taking it from the same problems does not bend the promise. Raises ValueError as
+    `replay_settings` and `choose` do.
     """
     outcomes = replay_settings(
         problems,
@@ -133,6 +137,7 @@ def calibrate(
         min_branches=min_branches,
         max_branches=max_branches,
         seed=seed,
+        bar=bar,
     )
     return choose(outcomes, thresholds, max_harm, confidence)
 
@@ -145,13 +150,15 @@ def replay_settings(
     min_branches: int,
     max_branches: int,
     seed: int,
+    bar: float | None = None,
 ) -> Outcomes:
     """Replay every setting on one seeded ordering of each problem's samples.
 
     One ordering, because several of one problem are not independent evidence. An answer is right
     where the trace labels it so, or where it equals the gold answer and labels are missing.
-    Raises ValueError naming the field: for a problem with fewer than `max_branches` samples, and
-    for settings that the rule refuses.
+    Behind the first `min_branches`, a branch whose lowest group is below `bar` nats has no vote;
+    the full vote is that of all branches. Raises ValueError naming the field: for a problem with
+    fewer than `max_branches` samples, and for settings that the rule refuses.
     """
     if not 1 <= min_branches <= max_branches:
         raise ValueError(f"min_branches must be between 1 and {max_branches}, not {min_branches}")
@@ -162,12 +169,17 @@ def replay_settings(
     full_tokens = np.zeros(len(problems), np.int64)
     random = np.random.default_rng(seed)
     for column, problem in enumerate(problems):
-        samples = _drawn(problem, max_branches, random)
+        recorded = _drawn(problem, max_branches, random)
+        samples = [Sample(item.answer, item.n_tokens, item.correct) for item in recorded]
+        pruned = [
+            replace(sample, pruned=index >= min_branches and is_below(bar, item, problem))
+            for index, (sample, item) in enumerate(zip(samples, recorded, strict=True))
+        ]
         right_keys = _right_keys(problem)
         full_right = canonical_key(full_vote(samples)) in right_keys
         full_tokens[column] = sum(sample.n_tokens for sample in samples)
         for row, stop_rule in enumerate(rules):
-            outcome = replay(samples, stop_rule, AdaptiveGrants(stop_rule), "concurrent")
+            outcome = replay(pruned, stop_rule, AdaptiveGrants(stop_rule), "concurrent")
             right = canonical_key(outcome.answer) in right_keys
             harm[row, column] = full_right and not right
             gain[row, column] = right and not full_right
@@ -242,14 +254,16 @@ def _check_fractions(max_harm: float, confidence: float) -> None:
             raise ValueError(f"{field} must be above 0 and below 1, not {value}")
 
 
-def _drawn(problem: TraceProblem, max_branches: int, random: np.random.Generator) -> list[Sample]:
+def _drawn(
+    problem: TraceProblem, max_branches: int, random: np.random.Generator
+) -> list[TraceSample]:
     if len(problem.samples) < max_branches:
         raise ValueError(
             f"max_branches is {max_branches}, but problem {problem.id} has "
             f"{len(problem.samples)} samples"
         )
-    drawn = (problem.samples[index] for index in random.permutation(len(problem.samples)))
-    return [Sample(item.answer, item.n_tokens, item.correct) for item in drawn][:max_branches]
+    order = random.permutation(len(problem.samples))[:max_branches]
+    return [problem.samples[index] for index in order]
 
 
 def _right_keys(problem: TraceProblem) -> set[str]:

@@ -21,6 +21,7 @@ from sglang_dynasor.allocation.replay import (
 from sglang_dynasor.allocation.rules import (
     BetaRule,
     DecidedRule,
+    DeepConfRule,
     DirichletRule,
     DynasorRule,
     EProcessRule,
@@ -31,18 +32,20 @@ from sglang_dynasor.allocation.rules import (
     ThresholdRule,
 )
 from sglang_dynasor.allocation.traces import TraceProblem, TraceSample
-from sglang_dynasor.certaindex import canonical_key, normalised_reward
+from sglang_dynasor.certaindex import WeightedTracker, canonical_key, normalised_reward
 
 BOOTSTRAP_SAMPLES = 1000
+DEEPCONF_WARM_UP = 16
 _INTERVAL_PERCENT = (2.5, 97.5)
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """A stop rule with the grants it is used with."""
+    """A stop rule with the grants it is used with; `weighted`: votes count by confidence."""
 
     rule: StopRule
     grants: GrantPolicy
+    weighted: bool = False
 
     @property
     def one_at_a_time(self) -> bool:
@@ -54,6 +57,7 @@ def contenders(max_branches: int) -> dict[str, Contender]:
     """Every rule in the form its authors use it, and ours as shipped; none is tuned to a file."""
     one_at_a_time = FixedGrants((1,))
     esc, decided, dynasor = EscRule(), DecidedRule(), DynasorRule()
+    warm_up = min(DEEPCONF_WARM_UP, max_branches)
     return {
         "threshold": Contender(
             ThresholdRule(recheck=False), FixedGrants((5, max(1, max_branches - 5)))
@@ -64,6 +68,10 @@ def contenders(max_branches: int) -> dict[str, Contender]:
         "dirichlet": Contender(DirichletRule(), one_at_a_time),
         "sprt": Contender(SprtRule(), one_at_a_time),
         "e_process": Contender(EProcessRule(), one_at_a_time),
+        # Its consensus; which branches its bar would have pruned, and when, no trace tells.
+        "deepconf": Contender(
+            DeepConfRule(warm_up=warm_up), FixedGrants((warm_up, 1)), weighted=True
+        ),
         "hopeless": Contender(HopelessRule(), one_at_a_time),
         "decided": Contender(decided, AdaptiveGrants(decided)),
         "dynasor": Contender(dynasor, AdaptiveGrants(dynasor)),
@@ -167,12 +175,15 @@ def compare(
             full = leaders[-1]
             correct_by_k += [leader in shuffles.right for leader in leaders]
             totals["fixed"] += shuffles.figures(_everything(samples, full), full)
-            known = SamplesInOrder(samples)
+            equal = SamplesInOrder(samples)
+            weighted = SamplesInOrder(samples, WeightedTracker(max_branches))
             for name, contender in contending.items():
                 if order == "sequential":
+                    known = weighted if contender.weighted else equal
                     outcome = replay_in_order(known, contender.rule, contender.grants)
                 else:
-                    outcome = replay(samples, contender.rule, contender.grants, order)
+                    tracker = WeightedTracker(max_branches) if contender.weighted else None
+                    outcome = replay(samples, contender.rule, contender.grants, order, tracker)
                 totals[name] += shuffles.figures(outcome, full)
         for name, total in totals.items():
             rows[name].append(list(total / seeds))
@@ -236,7 +247,8 @@ class Shuffles:
 
 def _sample(recorded: TraceSample) -> Sample:
     reward = None if recorded.reward is None else normalised_reward(recorded.reward)
-    return Sample(recorded.answer, recorded.n_tokens, recorded.correct, reward)
+    confidence = (recorded.certainty or {}).get("lowest_group")
+    return Sample(recorded.answer, recorded.n_tokens, recorded.correct, reward, confidence)
 
 
 def _everything(samples: Sequence[Sample], full: str | None) -> Outcome:

@@ -10,18 +10,26 @@ from sglang_dynasor.allocation.decision import Decision
 from sglang_dynasor.allocation.grants import GrantPolicy
 from sglang_dynasor.allocation.rules import StopRule
 from sglang_dynasor.certaindex.tracker import CertaindexTracker, Evidence
+from sglang_dynasor.certaindex.weighted_tracker import WeightedTracker
 
 Order = Literal["sequential", "concurrent"]
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One recorded branch, with the trace's own label and a reward (0 to 1) where it has them."""
+    """One recorded branch, with the trace's own label and a reward (0 to 1) where it has them.
+
+    `confidence` is the weight of its vote where votes are weighted, 0 where it was not measured. A
+    `pruned` one has no vote; its tokens are all counted, for a trace does not tell when it would
+    have been stopped.
+    """
 
     answer: str
     n_tokens: int
     correct: bool | None = None
     reward: float | None = None
+    confidence: float | None = None
+    pruned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +55,21 @@ def replay(
     rule: StopRule,
     grants: GrantPolicy,
     order: Order = "concurrent",
+    tracker: CertaindexTracker | None = None,
 ) -> Outcome:
     """Return what happens when the samples come as `grants` asks and `rule` is asked after each.
 
     concurrent: the branches of a grant run side by side, one token a step, and finish shortest
     first (ties: lowest index); on a stop the running ones have spent as many tokens as it took.
     sequential: they finish in sample order, and a branch behind the stop was never started.
+    `tracker` counts the votes, an empty one for as many branches as there are samples.
     Raises ValueError without samples or for an unknown order.
     """
     if order == "sequential":
-        return replay_in_order(SamplesInOrder(samples), rule, grants)
+        return replay_in_order(SamplesInOrder(samples, tracker), rule, grants)
     if order != "concurrent":
         raise ValueError(f"order must be sequential or concurrent, not {order!r}")
-    tracker = CertaindexTracker(len(samples))
+    tracker = tracker or CertaindexTracker(len(samples))
     decision: Decision | None = None
     started = tokens = rounds = critical_path = 0
     while decision is None and started < len(samples):
@@ -70,7 +80,7 @@ def replay(
         while decision is None and ended < len(finish_order):
             branch = finish_order[ended]
             ended += 1
-            tracker.add(branch, samples[branch].answer, reward=samples[branch].reward)
+            _add(tracker, branch, samples[branch])
             decision = rule.decide(tracker.evidence())
         spent = [samples[branch].n_tokens for branch in finish_order[:ended]]
         round_length = max(spent)
@@ -83,7 +93,7 @@ def replay(
         decision=decision,
         tokens=tokens,
         branches_started=started,
-        branches_finished=tracker.finished,
+        branches_finished=tracker.ended,
         rounds=rounds,
         critical_path_tokens=critical_path,
     )
@@ -92,18 +102,17 @@ def replay(
 class SamplesInOrder:
     """Samples that finish in their order: what is known after each, shared by all rules."""
 
-    def __init__(self, samples: Sequence[Sample]) -> None:
-        """Raises ValueError without samples."""
+    def __init__(self, samples: Sequence[Sample], tracker: CertaindexTracker | None = None) -> None:
+        """`tracker` counts the votes, see `replay`. Raises ValueError without samples."""
         self.samples = samples
-        self._tracker = CertaindexTracker(len(samples))
+        self._tracker = tracker or CertaindexTracker(len(samples))
         self._known = [(self._tracker.evidence(), "")]
 
     def after(self, finished: int) -> tuple[Evidence, str]:
         """Return the evidence and the leading answer once the first `finished` have ended."""
         while len(self._known) <= finished:
             branch = len(self._known) - 1
-            sample = self.samples[branch]
-            self._tracker.add(branch, sample.answer, reward=sample.reward)
+            _add(self._tracker, branch, self.samples[branch])
             leader = self._tracker.leader
             self._known.append((self._tracker.evidence(), leader.answer if leader else ""))
         return self._known[finished]
@@ -131,6 +140,15 @@ def replay_in_order(known: SamplesInOrder, rule: StopRule, grants: GrantPolicy) 
         rounds=rounds,
         critical_path_tokens=critical_path,
     )
+
+
+def _add(tracker: CertaindexTracker, branch: int, sample: Sample) -> None:
+    if sample.pruned:
+        tracker.exclude(branch)
+    else:
+        weighted = isinstance(tracker, WeightedTracker)
+        weight = sample.confidence or 0.0 if weighted else 1.0
+        tracker.add(branch, sample.answer, weight, sample.reward)
 
 
 def full_vote(samples: Sequence[Sample]) -> str:

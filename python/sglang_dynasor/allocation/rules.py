@@ -52,6 +52,7 @@ class _Rule(ABC):
     name: ClassVar[str]
     threshold_field: ClassVar[str | None] = None
     needs_answer: ClassVar[bool] = True
+    judges_weights: ClassVar[bool] = False
     min_branches: int = field(default=DEFAULT_MIN_BRANCHES, kw_only=True)
 
     def __post_init__(self) -> None:
@@ -82,7 +83,7 @@ class _Rule(ABC):
         )
 
     def inactive(self, evidence: Evidence) -> str | None:
-        return None
+        return None if evidence.unit_votes or self.judges_weights else "votes are weighted"
 
     @abstractmethod
     def _verdict(self, evidence: Evidence) -> Verdict | None: ...
@@ -116,9 +117,6 @@ class DecidedRule(_Rule):
     """
 
     name: ClassVar[str] = "decided"
-
-    def inactive(self, evidence: Evidence) -> str | None:
-        return _counts_do_not_decide(evidence)
 
     def _verdict(self, evidence: Evidence) -> Verdict | None:
         return Verdict("decided") if _is_decided(evidence) else None
@@ -217,12 +215,13 @@ class EProcessRule(_Rule):
 class DeepConfRule(_Rule):
     """Stops on consensus: the leader holds this share of the votes' weight after a warm-up.
 
-    DeepConf (arXiv 2508.15260); weights are token certainties, and branches below the kept
-    fraction of the warm-up weigh nothing (`certaindex.token_certainty.keep_top_threshold`).
+    DeepConf (arXiv 2508.15260); weights are token certainties in a weighted vote, and
+    branches outside the kept share weigh nothing in a filtered one. Equal votes weigh 1 each.
     """
 
     name: ClassVar[str] = "deepconf"
     threshold_field: ClassVar[str | None] = "consensus"
+    judges_weights: ClassVar[bool] = True
     consensus: float = 0.95
     warm_up: int = 4
 
@@ -239,6 +238,7 @@ class HopelessRule(_Rule):
     name: ClassVar[str] = "hopeless"
     threshold_field: ClassVar[str | None] = "agreement"
     needs_answer: ClassVar[bool] = False
+    judges_weights: ClassVar[bool] = True
     agreement: float = 0.1
     reward: float = 0.2
     at: int = 8
@@ -268,9 +268,6 @@ class DynasorRule(_Rule):
     confidence: float = 0.945
     posterior: float = 0.9
 
-    def inactive(self, evidence: Evidence) -> str | None:
-        return _counts_do_not_decide(evidence)
-
     def _verdict(self, evidence: Evidence) -> Verdict | None:
         if _is_decided(evidence):
             return Verdict("decided")
@@ -297,6 +294,8 @@ _RULES: dict[str, type[_Rule]] = {
     )
 }
 RULES = tuple(_RULES)
+# The only ones that can judge a weighted or filtered vote.
+WEIGHT_RULES = tuple(name for name, rule in _RULES.items() if rule.judges_weights)
 
 
 def make_rule(
@@ -337,7 +336,3 @@ def _is_decided(evidence: Evidence) -> bool:
     leader, rival = _top_two(evidence)
     margin = leader - (rival + evidence.remaining)  # the worst case: all of them join the rival
     return margin > 0 or (margin == 0 and evidence.leader_wins_ties)
-
-
-def _counts_do_not_decide(evidence: Evidence) -> str | None:
-    return None if evidence.unit_votes else "votes are weighted"

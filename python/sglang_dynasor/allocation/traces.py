@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,12 +24,22 @@ class TraceSample:
 
     `answer` is "" where the branch gave none; `correct` is the trace's label, None where it has
     none; `n_tokens` counts generated tokens; `reward` is a reward model's raw score, any real.
+    `certainty` holds the fields of `TokenCertainty` that were measured, nats; None where none was.
     """
 
     answer: Annotated[str, BeforeValidator(_empty_for_null)]
     n_tokens: Annotated[int, Field(ge=1)]
     correct: bool | None = None
     reward: FiniteFloat | None = None
+    certainty: Mapping[str, FiniteFloat] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TraceCertainty:
+    """How certainty was measured: over the `k` likeliest tokens, in groups of `group_tokens`."""
+
+    k: Annotated[int, Field(ge=1)]
+    group_tokens: Annotated[int, Field(ge=1)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +50,14 @@ class TraceProblem:
     gold: str
     model: str
     samples: Annotated[tuple[TraceSample, ...], Field(min_length=1)]
+    certainty: TraceCertainty | None = None
 
 
 _PROBLEM = TypeAdapter(TraceProblem)
 
 
 def read_traces(path: Path | str) -> list[TraceProblem]:
-    """Read a file of `{id, gold, model, samples: [{answer, n_tokens[, correct, reward]}]}`.
+    """Read a file of `{id, gold, model, samples: [{answer, n_tokens[, correct, ...]}]}`.
 
     A name that ends in .gz is read as gzip; other fields, texts among them, are passed over.
     Raises ValueError naming file, line and field of a malformed or repeated problem, and for a

@@ -32,9 +32,10 @@ class Evidence:
 
     `counts` are the sizes of the groups, leader first; an empty answer is in no group, only in
     `empty`, but each lowers `certaindex` (0 to 1) like a group of its own. `finished` and
-    `remaining` branches add up to the program's maximum. `leader_wins_ties` says whether the
-    leader still wins where the remaining branches lift another group just to its count: ties go
-    to the group with the lowest branch index, and an unfinished branch may have a lower one.
+    `remaining` branches, and those excluded from the vote, add up to the program's maximum.
+    `leader_wins_ties` says whether the leader still wins where the remaining branches lift another
+    group just to its count: ties go to the group with the lowest branch index, and an unfinished
+    branch may have a lower one.
 
     `run` is the number of equal answers that finished last in a row, `run_is_leaders` whether they
     are the leader's; `leader_order` is how many different answers had appeared when the leader's
@@ -126,7 +127,8 @@ class CertaindexTracker:
         self._unit_votes = True
         self._run: tuple[_Group | None, int] = (None, 0)
         self._leader: _Group | None = None
-        self._finished: set[int] = set()
+        self._ended: set[int] = set()
+        self._excluded = 0
         self._lowest_unfinished = 0
         self._empty = 0
         self._sum_c_log_c = 0
@@ -134,12 +136,17 @@ class CertaindexTracker:
     @property
     def finished(self) -> int:
         """Number of finished branches, those without an answer included."""
-        return len(self._finished)
+        return len(self._ended) - self._excluded
+
+    @property
+    def ended(self) -> int:
+        """Number of finished and excluded branches."""
+        return len(self._ended)
 
     @property
     def certaindex(self) -> float:
         """H~ over the finished branches, 0 (no evidence) to 1 (all agree)."""
-        return agreement(self._sum_c_log_c, len(self._finished))
+        return agreement(self._sum_c_log_c, self.finished)
 
     @property
     def leader(self) -> Vote | None:
@@ -153,13 +160,7 @@ class CertaindexTracker:
 
         Raises ValueError where `branch` is not within 0 and max_branches - 1, or came before.
         """
-        if not 0 <= branch < self._max_branches:
-            raise ValueError(f"branch must be below {self._max_branches}, not {branch}")
-        if branch in self._finished:
-            raise ValueError(f"branch {branch} has already finished")
-        self._finished.add(branch)
-        while self._lowest_unfinished in self._finished:
-            self._lowest_unfinished += 1
+        self._end(branch)
         if reward is not None:
             self._rewards.add(reward)
         key = self._key_of(answer)
@@ -178,6 +179,23 @@ class CertaindexTracker:
         self._total_weight += weight
         self._unit_votes &= weight == 1
         self._run = (group, self._run[1] + 1 if self._run[0] is group else 1)
+
+    def exclude(self, branch: int) -> None:
+        """Take note of a branch that was stopped and has no vote: nothing is learnt from it.
+
+        Raises ValueError as `add` does.
+        """
+        self._end(branch)
+        self._excluded += 1
+
+    def _end(self, branch: int) -> None:
+        if not 0 <= branch < self._max_branches:
+            raise ValueError(f"branch must be below {self._max_branches}, not {branch}")
+        if branch in self._ended:
+            raise ValueError(f"branch {branch} has already finished")
+        self._ended.add(branch)
+        while self._lowest_unfinished in self._ended:
+            self._lowest_unfinished += 1
 
     def _grow(self, group: _Group) -> None:
         size = group.count
@@ -201,8 +219,8 @@ class CertaindexTracker:
         leader = self._leader
         return Evidence(
             counts=tuple(self._sizes),
-            finished=len(self._finished),
-            remaining=self._max_branches - len(self._finished),
+            finished=self.finished,
+            remaining=self._max_branches - self.ended,
             certaindex=self.certaindex,
             leader_wins_ties=self._leader_wins_ties(),
             empty=self._empty,

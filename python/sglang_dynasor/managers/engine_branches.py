@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import AsyncIterator, Callable, Iterable
-from statistics import fmean
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol
 
 from fastapi import Request
 from sglang.srt.managers.io_struct import GenerateReqInput
 
-from sglang_dynasor.certaindex import TokenCertainty, TokenCertaintyFold
-from sglang_dynasor.managers.program_messages import SURPLUS_MESSAGE, BranchParams
+from sglang_dynasor.certaindex import TokenCertainty
+from sglang_dynasor.managers.certainty_report import SUMMARY
+from sglang_dynasor.managers.program_messages import BranchParams, stop_reason_of
 from sglang_dynasor.managers.request_fields import with_carrier
-from sglang_dynasor.programs import CERTAINTY_GROUP_TOKENS, BranchStop, FinishedBranch, Step
+from sglang_dynasor.programs import FinishedBranch, Step
 from sglang_dynasor.scheduling import ProgramKey
-
-_STOP_REASONS: dict[str, BranchStop] = {"stop": "completed", "length": "length", "abort": "aborted"}
 
 
 class ClientGone(ValueError):
@@ -51,7 +49,8 @@ class ProgramLink(Protocol):
 class EngineBranches:
     """Samples the branches of one program through `generate`, upstream's own request path.
 
-    `template` is the client's request; `input_ids` its prompt, tokenised once.
+    `template` is the client's request, `input_ids` its prompt, tokenised once; `params_of` says
+    what the scheduler is told about a branch.
     """
 
     def __init__(
@@ -59,6 +58,7 @@ class EngineBranches:
         template: GenerateReqInput,
         input_ids: list[int],
         key: ProgramKey,
+        params_of: Callable[[int], BranchParams],
         seed: int,
         generate: Callable[[GenerateReqInput], AsyncIterator[dict[str, Any]]],
         link: ProgramLink,
@@ -68,6 +68,7 @@ class EngineBranches:
         self._template = template
         self._input_ids = input_ids
         self._key = key
+        self._params_of = params_of
         self._seed = seed
         self._generate = generate
         self._link = link
@@ -81,12 +82,13 @@ class EngineBranches:
         output = [item async for item in outputs][-1]
         self.outputs[index] = output
         meta = output["meta_info"]
+        summary = meta.get(SUMMARY)
         return FinishedBranch(
             index=index,
             text=output.get("text") or "",
             n_tokens=meta.get("completion_tokens", 0),
-            stop_reason=_stop_reason(meta["finish_reason"]),
-            certainty=_fold(meta.get("output_top_logprobs") or ()),
+            stop_reason=stop_reason_of(meta["finish_reason"]),
+            certainty=None if summary is None else TokenCertainty(**summary),
         )
 
     async def end_program(self) -> dict[int, int]:
@@ -109,23 +111,5 @@ class EngineBranches:
             # Anything but a number is upstream's to refuse, with its own message.
             if own is None or isinstance(own, int):
                 params["max_new_tokens"] = max_tokens if own is None else min(own, max_tokens)
-        fields = BranchParams(self._key.tenant, self._key.program_id).to_custom_params()
-        branch.sampling_params = with_carrier(params, fields)
+        branch.sampling_params = with_carrier(params, self._params_of(index).to_custom_params())
         return branch
-
-
-def _stop_reason(finish_reason: dict[str, Any]) -> BranchStop:
-    if finish_reason.get("message") == SURPLUS_MESSAGE:
-        return "cancelled"
-    return _STOP_REASONS[finish_reason["type"]]
-
-
-def _fold(
-    likeliest: Iterable[Iterable[tuple[float, int, str | None]] | None],
-) -> TokenCertainty | None:
-    """Fold -mean(log p) over each token's likeliest alternatives; None where none were asked."""
-    fold = TokenCertaintyFold(CERTAINTY_GROUP_TOKENS)
-    for alternatives in likeliest:
-        if alternatives:
-            fold.add(-fmean(logprob for logprob, *_ in alternatives))
-    return fold.folded()

@@ -6,14 +6,25 @@ scheduler process accepts scalars only inside `custom_params["dynasor"]`.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import asdict, fields, replace
+from typing import Any, NamedTuple, get_args
 
 from sglang.srt.managers.io_struct import BaseReq, hook_custom_types
 
+from sglang_dynasor.allocation import BranchRule, TokenStop
+from sglang_dynasor.programs import BranchStop
 from sglang_dynasor.scheduling import ProgramKey
 
 CARRIER = "dynasor"
+CERTAINTY = "dynasor_certainty"  # of upstream's customized output
 SURPLUS_MESSAGE = "branch not needed now"
+STOP_MESSAGES: dict[str, str] = {reason: f"branch {reason}" for reason in get_args(TokenStop)}
+
+_STOP_REASONS: dict[str, BranchStop] = {"stop": "completed", "length": "length", "abort": "aborted"}
+_REASON_OF_MESSAGE: dict[str | None, Any] = {
+    SURPLUS_MESSAGE: "cancelled",
+    **{message: reason for reason, message in STOP_MESSAGES.items()},
+}
 
 
 class EndProgramReqInput(BaseReq, kw_only=True):  # type: ignore[call-arg]
@@ -61,32 +72,76 @@ class DrawBranchesReqOutput(BaseReq, kw_only=True):  # type: ignore[call-arg]
     count: int
 
 
+class StopBranchesReqInput(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """Requests that the measuring rank stops: rid to reason."""
+
+    stops: dict[str, str]
+
+
 class BranchParams(NamedTuple):
     """What the scheduler is told about one request of a program.
 
     `max_branches` is how many requests a client expects to send, 0 where it did not say.
+    `measured` asks for token certainty, `token_values` also returns it for every token. What
+    follows are the fields of its `BranchRule`; without one `profile` is None.
     """
 
     tenant: str
     program_id: str
     max_branches: int = 0
+    measured: bool = False
+    token_values: bool = False
+    profile: str | None = None
+    keep_top: float | None = None
+    bar: float | None = None
+    loop: bool = False
+    entropy_floor: float | None = None
 
     @property
     def key(self) -> ProgramKey:
         return ProgramKey(self.tenant, self.program_id)
 
+    @property
+    def rule(self) -> BranchRule | None:
+        if self.profile is None:
+            return None
+        return BranchRule(*(getattr(self, item.name) for item in fields(BranchRule)))
+
+    def with_rule(self, rule: BranchRule | None) -> BranchParams:
+        """A copy with this rule; its profile becomes the tenant's own."""
+        if rule is None:
+            return self
+        own = replace(rule, profile=f"{self.tenant}/{rule.profile}")
+        return self._replace(**asdict(own))
+
     def to_custom_params(self) -> dict[str, Any]:
-        return dict(self._asdict())
+        """The fields that say something."""
+        defaults = self._field_defaults
+        return {
+            name: value
+            for name, value in self._asdict().items()
+            if name not in defaults or value != defaults[name]
+        }
 
     @classmethod
     def of(cls, custom_params: dict[str, Any] | None) -> BranchParams | None:
         """Read back what `to_custom_params` stamped; None for a request without a program."""
-        fields = (custom_params or {}).get(CARRIER)
-        return cls(**fields) if fields else None
+        stamped = (custom_params or {}).get(CARRIER)
+        return cls(**stamped) if stamped else None
 
 
 def register() -> None:
     """Make this process able to encode and decode the messages."""
     hook_custom_types(
-        EndProgramReqInput, EndProgramReqOutput, ReportProgramReqInput, DrawBranchesReqOutput
+        EndProgramReqInput,
+        EndProgramReqOutput,
+        ReportProgramReqInput,
+        DrawBranchesReqOutput,
+        StopBranchesReqInput,
     )
+
+
+def stop_reason_of(finish_reason: dict[str, Any]) -> BranchStop:
+    """Why a request ended, in a branch's words."""
+    known: BranchStop | None = _REASON_OF_MESSAGE.get(finish_reason.get("message"))
+    return known or _STOP_REASONS[finish_reason["type"]]

@@ -16,7 +16,7 @@ from fastapi import Request
 from sglang.srt.managers.io_struct import GenerateReqInput
 from sglang.srt.sampling.sampling_params import CustomParamValue
 
-from sglang_dynasor.managers.program_messages import CARRIER
+from sglang_dynasor.managers.program_messages import CARRIER, BranchParams
 from sglang_dynasor.programs import ProgramSpec
 
 DEFAULT_TENANT = ""
@@ -96,6 +96,18 @@ def _merge(body: dict[str, Any], fields: object) -> ProgramSpec | None:
     spec = ProgramSpec.parse(fields)
     checked = ProgramSpec.parse({"program_id": body["program_id"]})
     return spec.model_copy(update={"program_id": checked.program_id})
+
+
+def branch_params(spec: ProgramSpec, tenant: str, index: int) -> BranchParams:
+    """What the scheduler is told about request `index` of a program with a resolved spec."""
+    assert spec.program_id is not None, "resolve() first"
+    params = BranchParams(
+        tenant,
+        spec.program_id,
+        measured=spec.wants_certainty,
+        token_values=spec.token_certainty,
+    )
+    return params.with_rule(spec.rule_of_branch(index))
 
 
 def stamp(obj: GenerateReqInput, per_prompt: list[dict[str, Any] | None]) -> None:

@@ -12,12 +12,12 @@ from typing import Any
 
 from sglang.srt.managers.io_struct import AbortReq, GetInternalStateReq, TokenizedGenerateReqInput
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req, ScheduleBatch
-from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.utils import TypeBasedDispatcher
 
 from sglang_dynasor.config import UPSTREAM_POLICIES, DynasorConfig
 from sglang_dynasor.handshake import handshake_info
+from sglang_dynasor.managers.branch_certainty import CertaintyScheduler
 from sglang_dynasor.managers.program_messages import (
     SURPLUS_MESSAGE,
     BranchParams,
@@ -39,7 +39,7 @@ CANCELLED_MESSAGE = "program ended"
 CLIENT_CLASS = "client"  # programs whose requests the client sends
 
 
-class DynasorScheduler(Scheduler):
+class DynasorScheduler(CertaintyScheduler):
     """Tracks the requests of each program, orders them, and ends them together."""
 
     waiting_queue: list[Req]  # upstream's

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import Request
@@ -22,16 +23,22 @@ from sglang.utils import TypeBasedDispatcher
 
 from sglang_dynasor.certaindex import MathEquality
 from sglang_dynasor.config import DynasorConfig
+from sglang_dynasor.managers.certainty_report import SUMMARY, VALUES, note_streamed, take_certainty
 from sglang_dynasor.managers.engine_branches import EngineBranches
 from sglang_dynasor.managers.program_messages import (
     CARRIER,
-    BranchParams,
+    CERTAINTY,
     DrawBranchesReqOutput,
     EndProgramReqInput,
     EndProgramReqOutput,
     ReportProgramReqInput,
 )
-from sglang_dynasor.managers.request_fields import read_program_fields, stamp, tenant_of
+from sglang_dynasor.managers.request_fields import (
+    branch_params,
+    read_program_fields,
+    stamp,
+    tenant_of,
+)
 from sglang_dynasor.programs import (
     Offer,
     ProgramRun,
@@ -110,6 +117,9 @@ class DynasorTokenizerManager(TokenizerManager):
         self._draw_handlers: dict[ProgramKey, Callable[[int], None]] = {}
         self._pending_ends: dict[str, _PendingEnd] = {}
         super().__init__(*args, **kwargs)
+        # Its sampling path has no place for an observer.
+        speculative = self.server_args.speculative_algorithm is not None
+        self._unmeasured = "not measured with speculative decoding" if speculative else None
 
     @property
     def serving_chat_class(self) -> type:
@@ -153,8 +163,29 @@ class DynasorTokenizerManager(TokenizerManager):
             )
         async for output in super().generate_request(obj, request):
             if any(members):
-                _add_member_report(output, members)
+                _add_member_report(output, members, self._unmeasured)
+                if obj.stream:
+                    note_streamed(obj, output, self.incremental_streaming_output)
             yield output
+
+    def update_request_meta_info(
+        self,
+        meta_info: dict[str, Any],
+        state: Any,
+        customized_info: dict[str, list[Any]],
+        index: int,
+        finish_reason: dict[str, Any] | None,
+    ) -> None:
+        # Ours has nothing for most requests; upstream would give each of them an empty list.
+        others = {key: value for key, value in customized_info.items() if key != CERTAINTY}
+        super().update_request_meta_info(meta_info, state, others, index, finish_reason)
+        payload = customized_info[CERTAINTY][index] if CERTAINTY in customized_info else None
+        if payload is None:
+            return
+        if "values" in payload:
+            self._accumulate_request_meta_info(meta_info, state, VALUES, payload["values"])
+        if "summary" in payload:
+            meta_info[SUMMARY] = payload["summary"]
 
     async def generate_branch(self, obj: GenerateReqInput) -> AsyncIterator[dict[str, Any]]:
         """One branch through upstream's own path."""
@@ -188,6 +219,7 @@ class DynasorTokenizerManager(TokenizerManager):
             template=obj,
             input_ids=list(input_ids),
             key=key,
+            params_of=partial(branch_params, spec, tenant),
             seed=secrets.randbits(31) if seed is None else seed,
             generate=self.generate_branch,
             link=_SchedulerLink(self, key, spec, len(input_ids)),
@@ -208,6 +240,9 @@ class DynasorTokenizerManager(TokenizerManager):
             self._draw_handlers.pop(key, None)
         seconds = time.perf_counter() - started
         report = build_report(spec, run, len(input_ids), seconds)
+        _add_certainty(report, spec, client, run)
+        if spec.wants_certainty and self._unmeasured:
+            report["inactive"] = {**report["inactive"], VALUES: self._unmeasured}
         return _program_output(client, run, report, self.config_value("weight_version"))
 
     async def end_program(self, key: ProgramKey) -> dict[str, int]:
@@ -258,21 +293,43 @@ def _member_params(
         return None
     # The server's default says nothing of how many requests this client will send.
     expected = given.max_branches or 0
-    return BranchParams(tenant, spec.program_id, expected).to_custom_params()
+    return branch_params(spec, tenant, 0)._replace(max_branches=expected).to_custom_params()
 
 
-def _add_member_report(output: Any, members: list[ProgramSpec | None]) -> None:
-    """Tell a client-driven program its id, which may have been minted here."""
+def _add_member_report(
+    output: Any, members: list[ProgramSpec | None], unmeasured: str | None
+) -> None:
+    """Tell a client-driven program its id, which may have been minted here, and its certainty.
+
+    `unmeasured` is why this engine has none.
+    """
     outputs = output if isinstance(output, list) else [output]
     for position, item in enumerate(outputs):
         index = item.get("index", position)
         spec = members[index] if index < len(members) else members[0]
         if spec is not None:
-            item["meta_info"][CARRIER] = {
+            report = {
                 "program_id": spec.program_id,
                 "algorithm": spec.algorithm,
                 "mode": spec.mode,
+                **take_certainty(item["meta_info"]),
             }
+            if spec.wants_certainty and unmeasured:
+                report["inactive"] = {VALUES: unmeasured}
+            item["meta_info"][CARRIER] = report
+
+
+def _add_certainty(
+    report: dict[str, Any], spec: ProgramSpec, client: EngineBranches, run: ProgramRun
+) -> None:
+    """Put what was measured into a program's report: of the branch that answers, and of each."""
+    taken = {index: take_certainty(output["meta_info"]) for index, output in client.outputs.items()}
+    if not spec.token_certainty:
+        return
+    if run.outcome.branch is not None:
+        report.update(taken[run.outcome.branch])
+    for details in report.get("branch_details", ()):
+        details.update(taken.get(details["branch"], {}))
 
 
 def _refuse_unsupported_request(obj: GenerateReqInput, specs: list[ProgramSpec | None]) -> None:

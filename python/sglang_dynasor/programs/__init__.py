@@ -1,7 +1,6 @@
 """Reasoning programs: pure generators, what clients may ask of them, and what drives them."""
 
 from sglang_dynasor.programs.base import (
-    CERTAINTY_GROUP_TOKENS,
     BranchStop,
     FinishedBranch,
     Grant,
@@ -18,7 +17,6 @@ from sglang_dynasor.programs.self_consistency import self_consistency
 from sglang_dynasor.programs.spec import ProgramSpec
 
 __all__ = [
-    "CERTAINTY_GROUP_TOKENS",
     "BranchClient",
     "BranchStop",
     "FinishedBranch",

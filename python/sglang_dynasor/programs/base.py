@@ -10,14 +10,11 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from sglang_dynasor.allocation import RuleStop
+from sglang_dynasor.allocation import RuleStop, TokenStop
 from sglang_dynasor.certaindex import TokenCertainty, Vote
 
-BranchStop: TypeAlias = Literal["completed", "length", "cancelled", "aborted"]
+BranchStop: TypeAlias = TokenStop | Literal["completed", "length", "cancelled", "aborted"]
 ProgramStop: TypeAlias = RuleStop | Literal["budget", "deadline", "completed", "aborted"]
-
-# DeepConf takes 2,048, which is longer than a whole branch of a short answer.
-CERTAINTY_GROUP_TOKENS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +44,8 @@ class Offer:
 class FinishedBranch:
     """One sampled path that ended by itself. `n_tokens` counts generated tokens.
 
-    `certainty` is there where the request asked for its likeliest tokens; its groups are of
-    `CERTAINTY_GROUP_TOKENS`.
+    `certainty` is there where the tokens were measured (`ProgramSpec.wants_certainty`). A branch
+    stopped as `pruned` has no vote, one in a `loop` no answer.
     """
 
     index: int

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from sglang_dynasor.certaindex import TokenCertainty
 from sglang_dynasor.programs.base import FinishedBranch
 from sglang_dynasor.programs.runner import ProgramRun
 from sglang_dynasor.programs.spec import ProgramSpec
@@ -15,8 +17,7 @@ class Program:
     """A program for the offline engine: one of `prompt`, `input_ids` and `messages`.
 
     `dynasor` holds the fields of the request object (ProgramSpec); `sampling_params` are SGLang's,
-    `chat_template_kwargs` go to the chat template together with `messages`. `top_logprobs` above 0
-    adds to every branch its certainty over so many likeliest tokens: slow, for recording.
+    `chat_template_kwargs` go to the chat template together with `messages`.
     """
 
     prompt: str | None = None
@@ -25,7 +26,6 @@ class Program:
     sampling_params: dict[str, Any] = field(default_factory=dict)
     dynasor: dict[str, Any] = field(default_factory=lambda: {"algorithm": "self_consistency"})
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
-    top_logprobs: int = 0
 
     def __post_init__(self) -> None:
         given = [n for n in ("prompt", "input_ids", "messages") if getattr(self, n) is not None]
@@ -101,6 +101,9 @@ def build_report(
         "seconds": round(seconds, 6),
         "inactive": outcome.inactive,
     }
+    if spec.branch_rule == "deepconf" or spec.stop_loops or spec.entropy_floor:
+        reasons = Counter(branch.stop_reason for branch in run.finished.values())
+        report["branches"]["stop_reasons"] = dict(sorted(reasons.items()))
     if spec.detail != "answer":
         report["votes"] = [
             {"answer": vote.answer, "count": vote.count, "weight": vote.weight}
@@ -110,6 +113,12 @@ def build_report(
         report["branch_details"] = [
             _describe_branch(branch, outcome.answers.get(branch.index))
             for branch in sorted([*run.finished.values(), *cut], key=lambda branch: branch.index)
+        ]
+    if spec.token_certainty:
+        report["token_certainty"] = [
+            {"branch": index, **_describe_certainty(branch.certainty)}
+            for index, branch in sorted(run.finished.items())
+            if branch.certainty is not None
         ]
     if outcome.shadow is not None:
         report["shadow"] = {
@@ -131,5 +140,10 @@ def _describe_branch(branch: FinishedBranch, answer: str | None) -> dict[str, An
         "text": branch.text,
     }
     if branch.certainty is not None:
-        described["certainty"] = asdict(branch.certainty)
+        described["certainty"] = _describe_certainty(branch.certainty)
     return described
+
+
+def _describe_certainty(certainty: TokenCertainty) -> dict[str, float]:
+    """Its fields; those that were not measured are left out."""
+    return {name: value for name, value in asdict(certainty).items() if value is not None}

@@ -6,7 +6,13 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from sglang_dynasor.allocation import FixedGrants, GrantPolicy, Sample, branch_values, replay
-from sglang_dynasor.certaindex import CertaindexTracker, Evidence, canonical_key, extract_answer
+from sglang_dynasor.certaindex import (
+    CertaindexTracker,
+    Evidence,
+    WeightedTracker,
+    canonical_key,
+    extract_answer,
+)
 from sglang_dynasor.programs.base import (
     FinishedBranch,
     Grant,
@@ -18,6 +24,8 @@ from sglang_dynasor.programs.base import (
     Step,
 )
 from sglang_dynasor.programs.spec import ProgramSpec
+
+_MAY_HAVE_ANSWERED = ("completed", "certain")
 
 
 def self_consistency(
@@ -35,14 +43,14 @@ def self_consistency(
     grants = FixedGrants((spec.max_branches,)) if shadow else spec.grant_policy(rule)
     vote = _Vote(spec, pattern_time_limit_s, key_of)
     planned = rounds = 0  # branches that have finished, run, or must run now
-    while vote.tracker.finished < spec.max_branches:
-        evidence = vote.tracker.evidence()
+    while vote.tracker.ended < spec.max_branches:
+        evidence, ended = vote.tracker.evidence(), vote.tracker.ended
         step: Step = Grant(0)
         if spec.draw == "offer" and not shadow:
-            step = _offer(evidence, grants)
-            rounds += evidence.finished + step.needed > planned
-            planned = max(planned, evidence.finished + step.needed)
-        elif evidence.finished == planned:
+            step = _offer(evidence, grants, spec.max_branches)
+            rounds += ended + step.needed > planned
+            planned = max(planned, ended + step.needed)
+        elif ended == planned:
             size = grants.next_grant(evidence, rounds)
             share = _token_share(spec, vote.tokens, size)
             if share == 0:
@@ -62,7 +70,7 @@ def self_consistency(
     return vote.outcome("completed", rounds, vote.would_have_stopped() if shadow else None)
 
 
-def _offer(evidence: Evidence, grants: GrantPolicy) -> Offer:
+def _offer(evidence: Evidence, grants: GrantPolicy, max_branches: int) -> Offer:
     """The fewest branches that could settle the vote are needed, the rest is offered.
 
     No round has to end first: each answer that disagrees makes more branches needed at once.
@@ -72,7 +80,7 @@ def _offer(evidence: Evidence, grants: GrantPolicy) -> Offer:
     return Offer(
         needed=needed,
         values=gains[needed:],
-        worth=min(1.0, sum(gains[:needed]) / _first_gain(evidence.finished + evidence.remaining)),
+        worth=min(1.0, sum(gains[:needed]) / _first_gain(max_branches)),
         certaindex=evidence.certaindex,
     )
 
@@ -91,6 +99,15 @@ def _token_share(spec: ProgramSpec, spent: int, branches: int) -> int | None:
     return max(0, spec.max_total_tokens - spent) // branches
 
 
+def _tracker_of(spec: ProgramSpec, key_of: Callable[[str], str]) -> CertaindexTracker:
+    assert spec.max_branches is not None, "resolve() first"
+    if spec.vote == "weighted":
+        return WeightedTracker(spec.max_branches, key_of)
+    if spec.vote == "filtered":
+        return WeightedTracker(spec.max_branches, key_of, spec.keep_top)
+    return CertaindexTracker(spec.max_branches, key_of)
+
+
 class _Vote:
     """The branches counted so far."""
 
@@ -98,7 +115,8 @@ class _Vote:
         self, spec: ProgramSpec, pattern_time_limit_s: float, key_of: Callable[[str], str]
     ) -> None:
         assert spec.max_branches is not None
-        self.tracker = CertaindexTracker(spec.max_branches, key_of)
+        self.tracker = _tracker_of(spec, key_of)
+        self._confidences: dict[int, float | None] = {}
         self._key_of = key_of
         self._spelling: dict[str, str] = {}  # of each group, as first seen
         self.tokens = 0
@@ -108,33 +126,56 @@ class _Vote:
         self._lengths: dict[int, int] = {}
 
     def add(self, branch: FinishedBranch) -> None:
-        answer = ""  # a branch cut off by length has not answered
-        if branch.stop_reason == "completed":
+        self.tokens += branch.n_tokens
+        self._lengths[branch.index] = branch.n_tokens
+        confidence = branch.certainty.lowest_group if branch.certainty else None
+        self._confidences[branch.index] = confidence
+        if branch.stop_reason == "pruned":
+            self.tracker.exclude(branch.index)
+            return
+        answer = ""  # a branch cut off by length, or in a loop, has not answered
+        if branch.stop_reason in _MAY_HAVE_ANSWERED:
             answer = extract_answer(
                 branch.text, self._spec.answer_format, self._spec.answer_pattern, self._limit_s
             )
         self._spelling.setdefault(self._key_of(answer), answer)
-        self.tracker.add(branch.index, answer)
-        self.tokens += branch.n_tokens
+        self.tracker.add(branch.index, answer, self._weight(branch.index))
         self._answers[branch.index] = answer
-        self._lengths[branch.index] = branch.n_tokens
+
+    def _weight(self, index: int) -> float:
+        weighted = self._spec.vote in ("weighted", "filtered")
+        return self._confidences[index] or 0.0 if weighted else 1.0
 
     def outcome(
         self, stop_reason: ProgramStop, rounds: int, shadow: ShadowOutcome | None = None
     ) -> Outcome:
         leader = self.tracker.leader
-        reason = self._spec.stop_rule().inactive(self.tracker.evidence())
         return Outcome(
             stop_reason=stop_reason,
             answer=leader.answer if leader else "",
-            branch=leader.first_branch if leader else min(self._answers, default=None),
+            branch=leader.first_branch if leader else min(self._lengths, default=None),
             certaindex=self.tracker.certaindex,
             votes=tuple(self.tracker.votes()),
             answers=dict(sorted(self._answers.items())),
             rounds=rounds,
             shadow=shadow,
-            inactive={"rule": reason} if reason else {},
+            inactive=self._inactive(),
         )
+
+    def _inactive(self) -> dict[str, str]:
+        """What was asked for and could not work, and why."""
+        found = {}
+        if reason := self._spec.stop_rule().inactive(self.tracker.evidence()):
+            found["rule"] = reason
+        unmeasured = sum(value is None for value in self._confidences.values())
+        if unmeasured and self._spec.vote in ("weighted", "filtered"):
+            found["vote"] = f"{unmeasured} branches have no token certainty and weigh nothing"
+        if self._spec.branch_rule == "deepconf" or self._spec.stop_loops:
+            if self._spec.mode == "shadow":
+                found["branch_rule"] = "shadow mode stops no branch"
+            elif unmeasured:
+                found["branch_rule"] = f"{unmeasured} branches have no token certainty"
+        return found
 
     def _group_answer(self, answer: str) -> str:
         """The answer, or where only algebra sees its group, that of the group's first branch."""
@@ -144,11 +185,16 @@ class _Vote:
     def would_have_stopped(self) -> ShadowOutcome:
         """Replay the rule over these very samples: branches of a grant finish by length."""
         samples = [
-            Sample(self._group_answer(self._answers[i]), self._lengths[i])
+            Sample(
+                self._group_answer(self._answers[i]),
+                self._lengths[i],
+                confidence=self._confidences[i],
+            )
             for i in sorted(self._answers)
         ]
         rule = self._spec.stop_rule()
-        acted = replay(samples, rule, self._spec.grant_policy(rule))
+        tracker = _tracker_of(self._spec, canonical_key)
+        acted = replay(samples, rule, self._spec.grant_policy(rule), tracker=tracker)
         return ShadowOutcome(
             stop_reason=acted.decision.stop_reason if acted.decision else "completed",
             answer=acted.answer,

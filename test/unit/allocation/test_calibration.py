@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from sglang_dynasor.allocation.calibration import (
     problems_needed,
     replay_settings,
 )
+from sglang_dynasor.allocation.confidence_bar import recorded_bar
 from sglang_dynasor.allocation.profile import CalibrationProfile, checkpoint_hash
-from sglang_dynasor.allocation.traces import TraceProblem, TraceSample
+from sglang_dynasor.allocation.traces import TraceCertainty, TraceProblem, TraceSample
+from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.models import default_model_path
 
 REPETITIONS = 500
@@ -302,3 +305,69 @@ def test_the_command_refuses_what_it_cannot_bind_or_replay(
     traces = written(tmp_path / "traces.jsonl", problems)
     assert cli.main(["calibrate", "--traces", str(traces), *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def measured(answers: str, lowest: list[float], n_tokens: int = 20) -> TraceProblem:
+    samples = tuple(
+        TraceSample(answer, n_tokens, certainty={"lowest_group": value})
+        for answer, value in zip(answers, lowest, strict=True)
+    )
+    return TraceProblem("p", "a", "m", samples, TraceCertainty(20, 16))
+
+
+@pytest.mark.parametrize(("keep_top", "bar"), [(0.1, 10.0), (0.9, 2.0)])
+def test_the_bar_keeps_the_most_confident_branches(keep_top: float, bar: float) -> None:
+    lowest = [float(value) for value in range(1, 11)]
+    short = measured("a" * 10, [99.0] * 10, n_tokens=15)  # no full group: it can't be pruned
+    problems = [measured("a" * 10, lowest), replace(short, id="short")]
+    assert recorded_bar(problems, keep_top) == (bar, 16)
+
+
+def test_a_bar_needs_certainty_in_groups_of_one_size() -> None:
+    one = measured("a", [1.0])
+    with pytest.raises(ValueError, match="problem p has none"):
+        recorded_bar([problem("ab")], 0.5)
+    other = replace(one, certainty=TraceCertainty(20, 32))
+    with pytest.raises(ValueError, match=r"keep_top .*groups of .16, 32"):
+        recorded_bar([one, other], 0.5)
+
+
+def test_pruned_branches_have_no_vote_behind_the_first_and_their_tokens_count() -> None:
+    """All four votes are a tie that the first branch wins; pruned, the rest outvotes it."""
+    tie = measured("bbaa", [1.0, 1.0, 9.0, 9.0])
+    full = replayed([tie], "decided", (None,))
+    pruned = replayed([tie], "decided", (None,), bar=5.0)
+    assert not full.gain.any() and not full.harm.any()
+    assert pruned.full_tokens == [80] and pruned.tokens <= 80
+    orders = [replayed([tie], "decided", (None,), bar=5.0, seed=seed) for seed in range(20)]
+    assert any(outcome.gain.any() for outcome in orders)
+    assert not any(outcome.harm.any() for outcome in orders)
+
+
+def test_a_profile_with_a_bar_prunes_unless_the_operator_names_a_share(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [
+        {
+            "id": number,
+            "gold": "a",
+            "model": "m",
+            "certainty": {"k": 20, "group_tokens": 16},
+            "samples": [
+                {"answer": "a", "n_tokens": 20, "certainty": {"lowest_group": 5.0 + number % 10}}
+            ]
+            * 8,
+        }
+        for number in range(100)
+    ]
+    traces, out = tmp_path / "t.jsonl", tmp_path / "p.json"
+    traces.write_text("\n".join(map(json.dumps, lines)))
+    code, summary = calibrated(
+        capsys, "--traces", traces, "--max-harm", 0.05, "--keep-top", 0.9, "--out", out
+    )
+    assert code == 0 and summary["confidence_bar"] == 6.0
+    config = DynasorConfig.parse({"profile": str(out)})
+    assert (config.branch_rule, config.confidence_bar) == ("deepconf", 6.0)
+    assert (config.keep_top, config.certainty_group_tokens) == (0.9, 16)
+    own = DynasorConfig.parse({"profile": str(out), "keep_top": 0.5})
+    assert (own.branch_rule, own.confidence_bar) == ("none", None)

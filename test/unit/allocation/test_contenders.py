@@ -198,3 +198,23 @@ def test_the_interval_is_a_point_where_all_problems_are_alike() -> None:
     alike = compare(problems, {"dynasor": contenders(8)["dynasor"]}, 8, 1, "sequential")
     for field, interval in alike.interval("dynasor").items():
         assert interval == (pytest.approx(alike.row("dynasor")[field]),) * 2
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_deepconf_stops_when_the_confident_agree(order) -> None:
+    """After its warm-up of 16, which the unsure votes do not weigh down."""
+
+    def measured(answer: str, lowest: float) -> TraceSample:
+        return TraceSample(answer, 10, certainty={"lowest_group": lowest})
+
+    samples = (*[measured("a", 9.0)] * 12, *[measured("b", 0.1)] * 12)
+    problems = [TraceProblem("0", "a", "model", samples)]
+    row = compare(problems, {"deepconf": contenders(24)["deepconf"]}, 24, 20, order).row("deepconf")
+    assert row["accuracy"] == 1.0 and row["samples"] == 16.0
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_deepconf_stops_nothing_where_certainty_was_not_recorded(order) -> None:
+    contending = {"deepconf": contenders(8)["deepconf"]}
+    row = compare([problem("aaaaaaaa")], contending, 8, 2, order).row("deepconf")
+    assert (row["samples"], row["disagreements"]) == (8, 0)

@@ -60,6 +60,9 @@ def test_a_written_profile_reads_back_equal(tmp_path: Path) -> None:
         ("problems", 0),
         ("harm", -1),
         ("created", "yesterday"),
+        ("confidence_bar", 0.0),
+        ("keep_top", 0.5),
+        ("group_tokens", 16),
         ("unheard_of", 1),
     ],
 )

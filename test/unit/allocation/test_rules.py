@@ -191,7 +191,8 @@ def test_hopeless_holds_to_min_branches_and_to_branches_left() -> None:
         ("decided", evidence_of(5, unit_votes=False), "votes are weighted"),
         ("dynasor", evidence_of(5, unit_votes=False), "votes are weighted"),
         ("decided", evidence_of(5), None),
-        ("beta", evidence_of(5, unit_votes=False), None),
+        ("beta", evidence_of(5, unit_votes=False), "votes are weighted"),
+        ("deepconf", evidence_of(5, unit_votes=False), None),
     ],
 )
 def test_a_rule_that_cannot_judge_says_why(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sglang_dynasor.allocation.traces import TraceProblem, TraceSample, read_traces
+from sglang_dynasor.allocation.traces import TraceCertainty, TraceProblem, TraceSample, read_traces
 
 SAMPLE = {"answer": "4", "correct": 1, "n_tokens": 12, "text": "2 + 2 = 4", "reward": -0.5}
 PROBLEM = {"id": 0, "problem": "2 + 2?", "gold": "4", "model": "m", "samples": [SAMPLE]}
@@ -32,9 +32,19 @@ def test_plain_and_gzip_files_give_the_same_problems(tmp_path: Path, name: str) 
     ]
 
 
+def test_recorded_certainty_is_kept_with_how_it_was_measured(tmp_path: Path) -> None:
+    sample = SAMPLE | {"certainty": {"mean": 9.5, "lowest_group": 8.0}}
+    line = PROBLEM | {"samples": [sample], "certainty": {"k": 20, "group_tokens": 16}}
+    (problem,) = read_traces(written(tmp_path / "t.jsonl", line))
+    assert problem.certainty == TraceCertainty(20, 16)
+    assert problem.samples[0].certainty == {"mean": 9.5, "lowest_group": 8.0}
+
+
 @pytest.mark.parametrize(
     ("line", "field"),
     [
+        ({**PROBLEM, "certainty": {"k": 20, "group_tokens": 0}}, "group_tokens"),
+        ({**PROBLEM, "samples": [{**SAMPLE, "certainty": {"mean": "x"}}]}, "mean"),
         ("{", "Invalid JSON"),
         ("[]", "object"),
         ({**PROBLEM, "gold": None}, "gold"),

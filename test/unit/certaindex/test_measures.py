@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from sglang_dynasor.certaindex import (
     CertaindexTracker,
-    TokenCertaintyFold,
     aggregate_reward,
     combine,
     keep_top_threshold,
@@ -70,32 +69,6 @@ def test_a_measure_that_is_missing_is_not_met_and_without_thresholds_nothing_is_
         combine({}, {"agreement": 1.5})
 
 
-@reproducible
-@given(st.lists(st.floats(0, 20), min_size=1, max_size=60), st.integers(1, 20))
-def test_the_fold_equals_recomputing_all_groups(tokens: list[float], window: int) -> None:
-    fold = TokenCertaintyFold(window)
-    for certainty in tokens:
-        fold.add(certainty)
-    groups = [
-        sum(tokens[end - window : end]) / window for end in range(window, len(tokens) + 1)
-    ] or [sum(tokens) / len(tokens)]
-    lowest = sorted(groups)[: max(1, math.ceil(len(groups) / 10))]
-    folded = fold.folded()
-    assert folded is not None and folded.tokens == len(tokens)
-    assert folded.mean == pytest.approx(sum(tokens) / len(tokens), abs=1e-6)
-    tail = tokens[-window:]
-    assert folded.tail == pytest.approx(sum(tail) / len(tail), abs=1e-6)
-    assert folded.lowest_group == pytest.approx(min(groups), abs=1e-6)
-    assert folded.bottom == pytest.approx(sum(lowest) / len(lowest), abs=1e-6)
-    assert (fold.group is None) == (len(tokens) < window)
-
-
-def test_without_tokens_there_is_no_certainty() -> None:
-    assert TokenCertaintyFold(4).folded() is None
-    with pytest.raises(ValueError, match="group_tokens"):
-        TokenCertaintyFold(0)
-
-
 @pytest.mark.parametrize(("fraction", "threshold"), [(0.1, 10), (0.9, 2), (1.0, 1), (0.25, 8)])
 def test_the_kept_fraction_is_of_the_most_certain_branches(
     fraction: float, threshold: float
@@ -105,7 +78,7 @@ def test_the_kept_fraction_is_of_the_most_certain_branches(
 
 @pytest.mark.parametrize("fraction", [0, 1.1])
 def test_a_fraction_that_keeps_nothing_or_more_than_all_is_refused(fraction: float) -> None:
-    with pytest.raises(ValueError, match="keep_top_fraction"):
+    with pytest.raises(ValueError, match="keep_top"):
         keep_top_threshold([1.0], fraction)
 
 

@@ -127,3 +127,27 @@ def test_a_branch_finishes_once() -> None:
 def test_a_program_has_at_least_one_branch() -> None:
     with pytest.raises(ValueError, match="max_branches"):
         CertaindexTracker(0)
+
+
+def test_an_excluded_branch_tells_nothing_but_has_had_its_turn() -> None:
+    tracker = tracker_of("7", "7", max_branches=5)
+    before = tracker.evidence()
+    tracker.exclude(3)
+    evidence = tracker.evidence()
+    assert (evidence.finished, evidence.remaining, tracker.ended) == (2, 2, 3)
+    assert (evidence.certaindex, evidence.counts, evidence.empty) == (
+        before.certaindex,
+        before.counts,
+        before.empty,
+    )
+    for again in (tracker.exclude, lambda branch: tracker.add(branch, "7")):
+        with pytest.raises(ValueError, match="already finished"):
+            again(3)
+
+
+def test_a_leader_wins_ties_over_branches_that_were_excluded() -> None:
+    tracker = CertaindexTracker(4)
+    tracker.add(1, "7")
+    assert not tracker.evidence().leader_wins_ties
+    tracker.exclude(0)
+    assert tracker.evidence().leader_wins_ties

@@ -60,6 +60,7 @@ def branches(
         template=GenerateReqInput(text="1+1", sampling_params=params, rid="own"),
         input_ids=PROMPT,
         key=ProgramKey("t", "p"),
+        params_of=lambda index: BranchParams("t", "p"),
         seed=1,
         generate=upstream.generate,
         link=upstream,
@@ -82,7 +83,7 @@ def test_a_branch_is_the_clients_request_with_the_prompt_tokenised_once() -> Non
     assert params["temperature"] == 0.5
     assert params["custom_params"] == {
         "own": 1,
-        "dynasor": {"tenant": "t", "program_id": "p", "max_branches": 0},
+        "dynasor": {"tenant": "t", "program_id": "p"},
     }
 
 

@@ -256,3 +256,90 @@ def test_a_rule_that_cannot_judge_is_reported_with_its_reason() -> None:
     assert result.outcome.inactive == {"rule": "there is no reward model"}
     result, _ = run(samples, rule="decided")
     assert result.outcome.inactive == {}
+
+
+def certain(answer: str, confidence: float, stopped: Any = None) -> FakeSample:
+    return FakeSample(answer, 5, confidence=confidence, stopped=stopped)
+
+
+def test_a_pruned_branch_has_no_vote_and_leaves_the_others_certain() -> None:
+    samples = [certain("7", 9.0), certain("8", 1.0, "pruned"), certain("7", 9.0)]
+    outcome = run(samples, branch_rule="deepconf", rule="hopeless")[0].outcome
+    assert (outcome.answer, outcome.certaindex, outcome.answers) == ("7", 1.0, {0: "7", 2: "7"})
+    assert [(vote.answer, vote.count) for vote in outcome.votes] == [("7", 2)]
+
+
+def test_a_loop_counts_as_an_answer_that_never_came() -> None:
+    samples = [certain("7", 9.0), certain("8", 9.0, "loop"), certain("7", 9.0)]
+    looped = run(samples, stop_loops=True, rule="hopeless")[0].outcome
+    assert looped.answers == {0: "7", 1: "", 2: "7"} and looped.certaindex < 1
+
+
+def test_collapsed_entropy_keeps_the_answer_that_was_written() -> None:
+    samples = [certain("7", 9.0, "certain")] * 3
+    assert run(samples, entropy_floor=0.1)[0].outcome.answers == {0: "7", 1: "7", 2: "7"}
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.builds(
+            FakeSample,
+            st.sampled_from(["1", "2", ""]),
+            st.integers(1, 30),
+            confidence=st.floats(1, 20),
+            stopped=st.sampled_from([None, None, "pruned", "loop"]),
+        ),
+        min_size=1,
+        max_size=16,
+    ),
+    rules,
+    st.sampled_from(["rounds", "offer"]),
+)
+def test_branch_bounds_hold_whatever_is_pruned(
+    samples: list[FakeSample], rule: dict[str, Any], draw: str
+) -> None:
+    result, client = run(samples, draw=draw, branch_rule="deepconf", min_branches=1, **rule)
+    assert len(client.started) <= len(samples)
+    if result.outcome.stop_reason == "completed":
+        assert sorted(client.started) == list(range(len(samples)))
+    pruned = {i for i, b in result.finished.items() if b.stop_reason == "pruned"}
+    assert pruned.isdisjoint(result.outcome.answers)
+    assert sum(vote.count for vote in result.outcome.votes) <= len(result.finished) - len(pruned)
+
+
+@pytest.mark.parametrize("mode", ["on", "shadow"])
+@pytest.mark.parametrize(
+    ("fields", "answer", "weights"),
+    [
+        ({"vote": "majority"}, "1", [3.0, 1.0]),
+        ({"vote": "weighted"}, "2", [9.0, 6.0]),
+        ({"vote": "filtered", "keep_top": 0.25}, "2", [9.0, 0.0]),
+        ({"vote": "filtered", "keep_top": 0.9}, "2", [9.0, 6.0]),
+    ],
+)
+def test_the_vote_is_weighted_as_asked(
+    fields: dict[str, Any], answer: str, weights: list[float], mode: str
+) -> None:
+    samples = [certain("1", 2.0), certain("1", 2.0), certain("1", 2.0), certain("2", 9.0)]
+    outcome = run(samples, min_branches=4, mode=mode, **fields)[0].outcome
+    assert outcome.answer == answer
+    assert [vote.weight for vote in outcome.votes] == weights
+    assert outcome.inactive == {}
+    if mode == "shadow":
+        assert outcome.shadow is not None and outcome.shadow.answer == answer
+
+
+def test_consensus_of_the_weight_ends_a_weighted_program() -> None:
+    result, client = run([certain("7", 9.0)] * 8, vote="weighted")
+    assert result.outcome.stop_reason == "consensus" and len(client.started) == 4
+
+
+def test_branches_without_certainty_fall_back_to_the_majority_and_the_report_says_so() -> None:
+    samples = [FakeSample("1", 5), FakeSample("2", 5), FakeSample("2", 5)]
+    outcome = run(samples, vote="weighted", branch_rule="deepconf")[0].outcome
+    assert outcome.answer == "2"
+    assert "3 branches have no token certainty" in outcome.inactive["vote"]
+    assert "3 branches have no token certainty" in outcome.inactive["branch_rule"]
+    shadow = run(samples, mode="shadow", stop_loops=True)[0].outcome
+    assert shadow.inactive == {"branch_rule": "shadow mode stops no branch"}

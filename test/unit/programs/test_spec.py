@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sglang_dynasor.allocation import BranchRule
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.programs import ProgramSpec
 
@@ -28,6 +29,14 @@ WRONG_TYPES: dict[str, list[Any]] = {
     "answer_pattern": [1, ["x"], True],
     "max_total_tokens": ["100", 1.5, True],
     "deadline_ms": ["100", 1.5, True],
+    "vote": [1, True, ["weighted"]],
+    "branch_rule": [1, True, ["deepconf"]],
+    "keep_top": ["0.5", True, [0.5]],
+    "confidence_bar": ["5", True, [5.0]],
+    "profile": [1, True, ["maths"]],
+    "stop_loops": [1, "true", [True]],
+    "entropy_floor": ["0.1", True, [0.1]],
+    "token_certainty": [1, "true", None],
     "detail": [None, 2, ["votes"]],
 }
 OUT_OF_RANGE: dict[str, list[Any]] = {
@@ -43,6 +52,12 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "answer_format": ["", "Boxed", "latex"],
     "max_total_tokens": [0, -1, 2**31 + 1],
     "deadline_ms": [0, -1, 86_400_001],
+    "vote": ["", "Weighted", "best"],
+    "branch_rule": ["", "DeepConf", "threshold"],
+    "keep_top": [0.0, 1.0, -0.1, 10.0, float("nan")],
+    "confidence_bar": [0.0, -1.0, 1e9, float("inf")],
+    "profile": ["", "a" * 65, "a b", "../x"],
+    "entropy_floor": [0.0, -0.1, float("nan")],
     "detail": ["", "all"],
 }
 CONTRADICTIONS = [
@@ -58,6 +73,12 @@ CONTRADICTIONS = [
     ("mode", {"mode": "shadow"}),
     ("min_branches", {**RUN, "min_branches": 9, "max_branches": 8}),
     ("threshold", {**RUN, "rule": "decided", "threshold": 0.5}),
+    ("vote", {"vote": "weighted"}),
+    ("stop_loops", {"stop_loops": True}),
+    ("rule", {**RUN, "vote": "weighted", "rule": "beta"}),
+    ("rule", {**RUN, "vote": "filtered", "rule": "dynasor"}),
+    ("confidence_bar", {**RUN, "branch_rule": "none", "confidence_bar": 5.0}),
+    ("keep_top", {**RUN, "branch_rule": "deepconf", "confidence_bar": 5.0, "keep_top": 0.5}),
     ("answer_pattern", {**RUN, "answer_format": "regex"}),
     ("answer_pattern", {**RUN, "answer_format": "json"}),
     ("answer_pattern", {**RUN, "answer_format": "boxed", "answer_pattern": "x"}),
@@ -85,7 +106,8 @@ def refusal(fields: object) -> str:
 
 def test_the_tables_of_bad_values_cover_every_field() -> None:
     assert set(WRONG_TYPES) == set(ProgramSpec.model_fields)
-    assert set(OUT_OF_RANGE) | {"answer_pattern"} == set(ProgramSpec.model_fields)
+    any_value = {"answer_pattern", "stop_loops", "token_certainty"}
+    assert set(OUT_OF_RANGE) | any_value == set(ProgramSpec.model_fields)
 
 
 @pytest.mark.parametrize(("field", "value"), cases(WRONG_TYPES))
@@ -190,3 +212,73 @@ def test_one_given_bound_moves_the_other_default(field: str, other: int) -> None
     assert spec.min_branches is not None and spec.max_branches is not None
     assert getattr(spec, field) == other
     assert spec.min_branches <= spec.max_branches
+
+
+def resolved(config: DynasorConfig | None = None, **fields: Any) -> ProgramSpec:
+    return ProgramSpec.parse({**RUN, **fields}).resolve(config or DynasorConfig())
+
+
+def test_the_first_branches_of_a_program_are_never_pruned() -> None:
+    spec = resolved(branch_rule="deepconf", keep_top=0.1, min_branches=2, profile="maths")
+    assert [spec.rule_of_branch(index) for index in (0, 1)] == [BranchRule("maths")] * 2
+    assert spec.rule_of_branch(2) == BranchRule("maths", keep_top=0.1)
+
+
+def test_a_calibrated_bar_gives_way_to_a_share_the_client_names() -> None:
+    config = DynasorConfig(branch_rule="deepconf", confidence_bar=7.5, keep_top=0.8)
+    assert resolved(config).rule_of_branch(5) == BranchRule(bar=7.5)
+    assert resolved(config, keep_top=0.1).rule_of_branch(5) == BranchRule(keep_top=0.1)
+    assert resolved(config, branch_rule="none").rule_of_branch(5) is None
+    config = DynasorConfig(branch_rule="deepconf", keep_top=0.8)
+    assert resolved(config).rule_of_branch(5) == BranchRule(keep_top=0.8)
+    assert resolved(config, confidence_bar=3.0).rule_of_branch(5) == BranchRule(bar=3.0)
+
+
+def test_loops_and_entropy_stop_any_branch_but_none_in_shadow_mode() -> None:
+    fields = {"stop_loops": True, "entropy_floor": 0.01}
+    assert resolved(**fields).rule_of_branch(0) == BranchRule(loop=True, entropy_floor=0.01)
+    assert resolved(mode="shadow", **fields).rule_of_branch(0) is None
+    shadow = resolved(mode="shadow", branch_rule="deepconf")
+    assert shadow.rule_of_branch(9) == BranchRule()
+    assert resolved(mode="off", **fields).rule_of_branch(0) is None
+    assert resolved().rule_of_branch(0) is None
+
+
+@pytest.mark.parametrize("field", ["keep_top", "confidence_bar"])
+def test_a_field_that_nothing_would_use_is_refused(field: str) -> None:
+    with pytest.raises(ValueError, match=f"{field}: needs branch_rule deepconf"):
+        resolved(**{field: 0.5})
+    resolved(DynasorConfig(branch_rule="deepconf"), **{field: 0.5})
+
+
+def test_a_weighted_vote_is_stopped_by_consensus() -> None:
+    """The default rule judges equal votes: it would let every branch run."""
+    config = DynasorConfig(threshold=0.99)
+    spec = resolved(config, vote="weighted")
+    assert (spec.rule, spec.threshold) == ("deepconf", None)
+    assert resolved(config, vote="filtered", threshold=0.8).threshold == 0.8
+    assert resolved(DynasorConfig(vote="weighted"), rule="beta").vote == "majority"
+    with pytest.raises(ValueError, match="rule: beta judges equal votes"):
+        DynasorConfig.parse({"rule": "beta", "vote": "weighted"})
+
+
+@pytest.mark.parametrize(
+    ("fields", "wants"),
+    [
+        ({}, False),
+        (RUN, False),
+        ({**RUN, "vote": "weighted"}, True),
+        ({**RUN, "branch_rule": "deepconf"}, True),
+        ({**RUN, "stop_loops": True}, True),
+        ({"token_certainty": True}, True),
+        ({"token_certainty": True, "mode": "off"}, False),
+        ({**RUN, "vote": "weighted", "mode": "off"}, False),
+    ],
+)
+def test_tokens_are_measured_only_for_who_needs_it(fields: dict[str, Any], wants: bool) -> None:
+    assert ProgramSpec.parse(fields).resolve(DynasorConfig()).wants_certainty is wants
+
+
+def test_a_server_that_weighs_votes_measures_no_client_driven_program() -> None:
+    spec = ProgramSpec.parse({}).resolve(DynasorConfig(vote="weighted", branch_rule="deepconf"))
+    assert not spec.wants_certainty

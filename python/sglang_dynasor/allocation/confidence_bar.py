@@ -1,0 +1,105 @@
+"""The confidence a branch must keep, from every finished branch of its profile (DeepConf).
+
+DeepConf (arXiv 2508.15260) lets the first 16 branches of each question run to the end before it
+knows its bar. Here all questions of one profile share it: a new program waits for nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from sglang_dynasor.allocation.traces import TraceProblem, TraceSample
+from sglang_dynasor.certaindex import keep_top_threshold
+
+BAR_MIN_BRANCHES = 16
+_STEPS_PER_NAT = 256
+_SHARE_DIGITS = 9
+
+
+class ConfidenceBar:
+    """Running quantile of the lowest group confidence over all finished branches of a profile.
+
+    Pruned branches count: among survivors alone the most confident tenth would be a tenth of a
+    tenth the next time. How low a pruned branch would have gone nobody saw, only that it was below
+    its bar. Its share therefore goes to the branches seen below that bar, as Kaplan and Meier
+    (1958) do for data censored on the other side. So a bar that began too high comes down again.
+
+    It counts in steps of 1/256 nat, rounded down: little memory however long it runs, no
+    dependence on the order of branches, and never less kept than asked for.
+    """
+
+    def __init__(self) -> None:
+        self._branches = 0
+        self._seen: Counter[int] = Counter()
+        self._pruned: Counter[int] = Counter()
+
+    def add(self, lowest_group: float) -> None:
+        """Count a branch that ran to its end and had a full group, in nats.
+
+        Raises ValueError for a value that is not finite.
+        """
+        self._count(self._seen, lowest_group, math.floor)
+
+    def add_pruned(self, bar: float) -> None:
+        """Count a branch that fell below `bar` nats and was stopped for it."""
+        self._count(self._pruned, bar, math.ceil)
+
+    def bar(self, keep_top: float) -> float | None:
+        """Return the confidence that the `keep_top` most confident branches reach, in nats.
+
+        0.1 keeps the most confident tenth. None below 16 branches and below 1 / `keep_top`: then
+        nothing is pruned. Raises ValueError where `keep_top` is not between 0 and 1, both excluded.
+        """
+        if not 0 < keep_top < 1:
+            raise ValueError(f"keep_top must be above 0 and below 1, not {keep_top}")
+        if self._branches < max(BAR_MIN_BRANCHES, round(1 / keep_top, _SHARE_DIGITS)):
+            return None
+        below, not_above, step = 1.0, self._branches, 0
+        for step in sorted(self._seen.keys() | self._pruned.keys(), reverse=True):
+            below *= 1 - self._seen[step] / not_above
+            not_above -= self._seen[step] + self._pruned[step]
+            if round(1 - below, _SHARE_DIGITS) >= round(keep_top, _SHARE_DIGITS):
+                break
+        return step / _STEPS_PER_NAT  # the lowest, where what is below it was all pruned
+
+    def _count(self, counts: Counter[int], nats: float, rounding: Callable[[float], int]) -> None:
+        if not math.isfinite(nats):
+            raise ValueError(f"lowest_group must be finite, not {nats}")
+        counts[rounding(nats * _STEPS_PER_NAT)] += 1
+        self._branches += 1
+
+
+def recorded_bar(problems: Sequence[TraceProblem], keep_top: float) -> tuple[float, int]:
+    """Return the bar of a trace in nats, and the tokens of the groups it is for.
+
+    The `keep_top` (0 to 1) most confident recorded branches reach it, of those with a full group:
+    the others can't be pruned. Raises ValueError where certainty was not recorded, or not in groups
+    of one size.
+    """
+    unmeasured = [problem.id for problem in problems if problem.certainty is None]
+    sizes = sorted({problem.certainty.group_tokens for problem in problems if problem.certainty})
+    if unmeasured or len(sizes) != 1:
+        found = f"problem {unmeasured[0]} has none" if unmeasured else f"groups of {sizes}"
+        raise ValueError(f"keep_top needs traces with token certainty in one group size: {found}")
+    lowest = [
+        confidence
+        for problem in problems
+        for sample in problem.samples
+        if (confidence := _lowest_full_group(sample, problem)) is not None
+    ]
+    return keep_top_threshold(lowest, keep_top), sizes[0]
+
+
+def is_below(bar: float | None, sample: TraceSample, problem: TraceProblem) -> bool:
+    """Whether the bar would have pruned a recorded branch."""
+    lowest = _lowest_full_group(sample, problem)
+    return bar is not None and lowest is not None and lowest < bar
+
+
+def _lowest_full_group(sample: TraceSample, problem: TraceProblem) -> float | None:
+    if sample.certainty is None or problem.certainty is None:
+        return None
+    full = sample.n_tokens >= problem.certainty.group_tokens
+    return sample.certainty["lowest_group"] if full else None

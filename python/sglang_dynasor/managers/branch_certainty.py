@@ -1,0 +1,243 @@
+"""What the scheduler keeps of each measured branch, and the stops that need no text.
+
+One rank measures: the one that streams to the client. Ranks may round logits differently, so it
+alone decides, and its decisions reach every rank with the next requests (`StopBranchesReqInput`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sglang.srt.managers.io_struct import (
+    AbortReq,
+    GetInternalStateReq,
+    TokenizedGenerateReqInput,
+)
+from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req, ScheduleBatch
+from sglang.srt.managers.scheduler import Scheduler
+from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
+from sglang.srt.runtime_context import get_parallel
+from sglang.utils import TypeBasedDispatcher
+
+from sglang_dynasor.allocation import BranchRule, BranchRules
+from sglang_dynasor.certaindex import CERTAINTY_GROUP_TOKENS, CertaintyTable
+from sglang_dynasor.config import DynasorConfig
+from sglang_dynasor.kernels.token_certainty import COLUMNS
+from sglang_dynasor.managers.certainty_observer import CertaintyObserver
+from sglang_dynasor.managers.program_messages import (
+    CERTAINTY,
+    STOP_MESSAGES,
+    BranchParams,
+    StopBranchesReqInput,
+    stop_reason_of,
+)
+
+if TYPE_CHECKING:
+    from sglang.srt.managers.auxiliary_output import CommittedTokens
+
+_CONFIDENCE = COLUMNS.index("confidence")
+_ENTROPY = COLUMNS.index("entropy")
+_SELF_CERTAINTY = COLUMNS.index("self_certainty")
+
+
+@dataclass(slots=True, eq=False)
+class _Branch:
+    """One measured request. `unsent` holds its values per token where the client asked for them."""
+
+    slot: int
+    keeps_values: bool
+    unsent: list[list[float]] = field(default_factory=list)
+
+
+class BranchCertainty:
+    """Folds the certainty of running branches; O(1) per token, vectorised over the batch."""
+
+    def __init__(self, group_tokens: int = CERTAINTY_GROUP_TOKENS) -> None:
+        """`group_tokens` is the window of the group confidence, tokens."""
+        self._table = CertaintyTable(group_tokens)
+        self._rules = BranchRules(self._table)
+        self._branches: dict[str, _Branch] = {}
+        self._rid_of: dict[int, str] = {}
+        self._keeping_values = 0
+        self.stops: dict[str, str] = {}  # rid to reason, until the branch has ended
+
+    def __len__(self) -> int:
+        return len(self._branches)
+
+    def open(self, rid: str, rule: BranchRule | None, keeps_values: bool) -> None:
+        """Measure a request from its first token on."""
+        self.close(rid, "aborted")
+        slot = self._rules.open(rule)
+        self._branches[rid] = _Branch(slot, keeps_values)
+        self._rid_of[slot] = rid
+        self._keeping_values += keeps_values
+
+    def close(self, rid: str, stop_reason: str) -> None:
+        """Forget a request; one that is not measured is none of ours."""
+        branch = self._branches.pop(rid, None)
+        if branch is None:
+            return
+        self._rules.close(branch.slot, stop_reason)
+        del self._rid_of[branch.slot]
+        self._keeping_values -= branch.keeps_values
+        self.stops.pop(rid, None)
+
+    def close_all(self) -> None:
+        """Forget requests that upstream dropped without telling anyone."""
+        for rid in list(self._branches):
+            self.close(rid, "aborted")
+
+    def any_of(self, reqs: Iterable[Req]) -> bool:
+        return bool(self._branches) and any(req.rid in self._branches for req in reqs)
+
+    def consume(
+        self,
+        reqs: Sequence[Req],
+        commits: Sequence[CommittedTokens | None],
+        values: np.ndarray,
+        chosen_logprob: np.ndarray | None,
+    ) -> None:
+        """Count the tokens that were committed; rows are those of `reqs`.
+
+        A row without a commit (chunked prefill, retraction, one step after its end) is dropped.
+        """
+        find = self._branches.get
+        rows, branches, tokens = [], [], []
+        for row, (req, commit) in enumerate(zip(reqs, commits, strict=True)):
+            if commit is not None and (branch := find(req.rid)) is not None:
+                rows.append(row)
+                branches.append(branch)
+                tokens.append(commit.token_ids[0])
+        if not rows:
+            return
+        if len(rows) < len(values):
+            values = values[rows]
+            chosen_logprob = None if chosen_logprob is None else chosen_logprob[rows]
+        slots = np.array([branch.slot for branch in branches])
+        self._table.add(
+            slots,
+            values[:, _CONFIDENCE],
+            values[:, _ENTROPY],
+            np.array(tokens),
+            self_certainty=values[:, _SELF_CERTAINTY],
+            logprob=chosen_logprob,
+        )
+        for slot, reason in self._rules.stopped(slots):
+            self.stops[self._rid_of[slot]] = reason
+        if self._keeping_values:
+            for branch, row_values in zip(branches, values.tolist(), strict=True):
+                if branch.keeps_values:
+                    branch.unsent.append(row_values)
+
+    def payloads(self, reqs: Sequence[Req]) -> list[dict[str, Any] | None]:
+        """What each emitted request has to tell its client; a finished one is forgotten."""
+        return [self._payload(req) for req in reqs]
+
+    def _payload(self, req: Req) -> dict[str, Any] | None:
+        branch = self._branches.get(req.rid)
+        if branch is None:
+            return None
+        payload: dict[str, Any] = {}
+        if branch.unsent:
+            payload["values"], branch.unsent = branch.unsent, []
+        if req.finished():
+            summary = self._table.summary(branch.slot)
+            if summary is not None:
+                payload["summary"] = asdict(summary)
+            self.close(req.rid, stop_reason_of(req.finished_reason.to_json()))
+        return payload or None
+
+
+class DynasorOutputStreamer(SchedulerOutputStreamer):
+    """Sends certainty along with the tokens of the requests that asked for it."""
+
+    has_additional_customized_info = True
+    certainty: BranchCertainty
+
+    def should_build_additional_customized_info(self) -> bool:
+        return len(self.certainty) > 0
+
+    def build_additional_customized_info(self, reqs: list[Req]) -> dict[str, list[Any]]:
+        payloads = self.certainty.payloads(reqs)
+        return {CERTAINTY: payloads} if any(payloads) else {}
+
+
+class CertaintyScheduler(Scheduler):
+    """The part of the scheduler that measures."""
+
+    dynasor_config: DynasorConfig
+    certainty: BranchCertainty
+    certainty_observer: CertaintyObserver | None
+
+    def init_model_worker(self) -> None:
+        super().init_model_worker()
+        self.certainty = BranchCertainty(self.dynasor_config.certainty_group_tokens)
+        self.certainty_observer = None
+        runner = self.tp_worker.model_runner
+        parallel = get_parallel()
+        streams = parallel.attn_tp_rank == 0 and parallel.attn_cp_rank == 0
+        if streams and runner.supports_sampling_observer():
+            self.certainty_observer = CertaintyObserver(self.certainty.consume)
+            runner.sampling_observer = self.certainty_observer
+
+    def init_output_streamer(self) -> None:
+        super().init_output_streamer()
+        self.output_streamer.certainty = self.certainty
+
+    def get_output_streamer_class(self) -> type[SchedulerOutputStreamer]:
+        return DynasorOutputStreamer
+
+    def init_request_dispatcher(self) -> None:
+        super().init_request_dispatcher()
+        self._request_dispatcher += TypeBasedDispatcher(
+            [(StopBranchesReqInput, self.stop_branches)]
+        )
+
+    def get_internal_state(self, recv_req: GetInternalStateReq) -> Any:
+        reply = super().get_internal_state(recv_req)
+        reply.internal_state["measured_requests"] = len(self.certainty)
+        return reply
+
+    def _create_generation_req(
+        self, recv_req: TokenizedGenerateReqInput, *args: Any, **kwargs: Any
+    ) -> Req:
+        req = super()._create_generation_req(recv_req, *args, **kwargs)
+        params = BranchParams.of(recv_req.sampling_params.custom_params)
+        if self.certainty_observer is not None and params is not None and params.measured:
+            self.certainty.open(req.rid, params.rule, params.token_values)
+        return req
+
+    def run_batch(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> Any:
+        if self.certainty_observer is not None:
+            # A delayed sampling step of this batch still runs before the next batch.
+            self.certainty_observer.active = self.certainty.any_of(batch.reqs)
+        return super().run_batch(batch, *args, **kwargs)
+
+    def _poll_timeout_aborts(self) -> list[Any]:
+        # Runs once per step on the rank that measures. A message may be dropped on its way, so it
+        # is repeated until the branch has ended; the second one changes nothing.
+        messages: list[Any] = super()._poll_timeout_aborts()
+        if self.certainty.stops:
+            messages.append(StopBranchesReqInput(stops=dict(self.certainty.stops)))
+        return messages
+
+    def stop_branches(self, recv_req: StopBranchesReqInput) -> None:
+        """End the named branches at their next token; runs on every rank alike."""
+        for req in [*self.waiting_queue, *self.collect_inflight_reqs()]:  # queued: retracted
+            reason = recv_req.stops.get(req.rid)
+            if reason is None or req.finished() or req.to_finish is not None:
+                continue
+            req.skip_radix_cache_insert = True
+            req.to_finish = FINISH_ABORT(STOP_MESSAGES[reason])
+
+    def send_abort_output(self, abort_req: AbortReq, req: Req) -> None:
+        super().send_abort_output(abort_req, req)
+        self.certainty.close(req.rid, "aborted")
+
+    def on_idle(self) -> None:
+        super().on_idle()
+        if self.certainty and self.is_fully_idle():
+            self.certainty.close_all()

@@ -1,0 +1,161 @@
+"""The fold of many branches at once against recomputing each of them."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sglang_dynasor.certaindex import CertaintyTable
+from sglang_dynasor.certaindex.certainty_table import FIXED_POINT, RECENT_TOKENS
+
+reproducible = settings(derandomize=True, deadline=None, max_examples=200)
+nats = st.floats(0, 40, width=32)
+
+
+def add(
+    table: CertaintyTable, slots: list[int], confidence: list[float], entropy: list[float] | None
+) -> None:
+    values = np.array(confidence, np.float32)
+    table.add(
+        np.array(slots),
+        values,
+        values if entropy is None else np.array(entropy, np.float32),
+        np.arange(len(slots)),
+    )
+
+
+def exact(value: float) -> Fraction:
+    return Fraction(round(Fraction(value) * FIXED_POINT), FIXED_POINT)
+
+
+def mean(values: list[Fraction]) -> float:
+    return float(sum(values) / len(values))
+
+
+@reproducible
+@given(st.lists(st.lists(nats, max_size=40), min_size=1, max_size=5), st.integers(1, 12))
+def test_the_fold_equals_recomputing_it_whichever_branches_share_a_batch(
+    branches: list[list[float]], window: int
+) -> None:
+    table = CertaintyTable(window, initial_slots=1)
+    slots = [table.open() for _ in branches]
+    for step in range(max(map(len, branches))):
+        running = [i for i, branch in enumerate(branches) if step < len(branch)]
+        if running:
+            confidence = [branches[i][step] for i in running]
+            add(table, [slots[i] for i in running], confidence, [value / 2 for value in confidence])
+    for slot, branch in zip(slots, branches, strict=True):
+        summary = table.summary(slot)
+        if not branch:
+            assert summary is None
+            continue
+        values = [exact(value) for value in branch]
+        ends = range(window, len(values) + 1)
+        groups = [mean(values[end - window : end]) for end in ends] or [mean(values)]
+        assert summary is not None and summary.tokens == len(branch)
+        assert summary.mean == mean(values)
+        assert summary.tail == mean(values[-window:])
+        assert summary.lowest_group == min(groups)
+        assert summary.entropy == mean([exact(value / 2) for value in branch])
+
+
+def test_a_long_branch_leaves_no_error_in_its_window() -> None:
+    """A running float sum would keep the rounding of the large values that have left it."""
+    table = CertaintyTable(4)
+    slot = table.open()
+    for value in [16000.123] * 500 + [0.1] * 4:
+        add(table, [slot], [value], None)
+    summary = table.summary(slot)
+    assert summary is not None
+    assert summary.tail == summary.lowest_group == mean([exact(float(np.float32(0.1)))])
+
+
+def test_only_full_groups_are_compared_with_a_bar() -> None:
+    table = CertaintyTable(3)
+    slots = np.array([table.open()])
+    bars = np.array([table.fixed_group(2.0)])
+    below = []
+    for value in (0.0, 0.0, 5.0, 1.0, 0.0):
+        add(table, [int(slots[0])], [value], None)
+        below.append(bool(table.group_below(slots, bars)[0]))
+    assert below == [False, False, True, False, False]  # means 5/3, 2 (met by >=), 2
+
+
+@pytest.mark.parametrize(
+    ("value", "counted"), [(math.inf, 1 << 14), (-math.inf, 0), (math.nan, 0), (-1.0, 0)]
+)
+def test_a_value_that_is_no_confidence_is_clipped(value: float, counted: float) -> None:
+    table = CertaintyTable(2)
+    slot = table.open()
+    add(table, [slot], [value], None)
+    summary = table.summary(slot)
+    assert summary is not None and summary.mean == counted
+
+
+def test_a_slot_that_was_used_before_starts_empty() -> None:
+    table = CertaintyTable(2, initial_slots=1)
+    slot = table.open()
+    for _ in range(3):
+        add(table, [slot], [9.0], None)
+    table.close(slot)
+    assert table.open() == slot
+    assert table.summary(slot) is None
+    assert (table.last_tokens(np.array([slot])) == -1).all()
+    add(table, [slot], [1.0], None)
+    summary = table.summary(slot)
+    assert summary is not None and summary.lowest_group == summary.tail == 1.0
+
+
+def test_growing_keeps_what_open_branches_have() -> None:
+    table = CertaintyTable(2, initial_slots=2)
+    first = table.open()
+    add(table, [first], [3.0], None)
+    others = [table.open() for _ in range(9)]
+    assert table.capacity == 16 and len({first, *others}) == 10
+    add(table, [first, *others], [5.0] * 10, None)
+    summary = table.summary(first)
+    assert summary is not None and (summary.tokens, summary.mean) == (2, 4.0)
+    assert all(table.summary(slot).tokens == 1 for slot in others)  # type: ignore[union-attr]
+
+
+def test_the_last_tokens_come_newest_first() -> None:
+    table = CertaintyTable()
+    slots = np.array([table.open()])
+    zero = np.zeros(1)
+    for token in range(RECENT_TOKENS + 5):
+        table.add(slots, zero, zero, np.array([token]))
+        if token == 1:
+            assert table.last_tokens(slots)[0, :3].tolist() == [1, 0, -1]
+    newest = RECENT_TOKENS + 4
+    assert table.last_tokens(slots)[0].tolist() == list(range(newest, newest - RECENT_TOKENS, -1))
+
+
+def test_what_was_not_measured_is_none_and_what_was_is_averaged() -> None:
+    table = CertaintyTable()
+    slots, zero = np.array([table.open()]), np.zeros(1)
+    table.add(slots, zero, zero, slots)
+    summary = table.summary(0)
+    assert summary is not None and summary.self_certainty is None and summary.logprob is None
+    table.add(slots, zero, zero, slots, self_certainty=np.array([2.0]), logprob=np.array([-1.0]))
+    table.add(slots, zero, zero, slots, self_certainty=np.array([3.0]), logprob=np.array([-2.0]))
+    summary = table.summary(0)
+    assert summary is not None and (summary.self_certainty, summary.logprob) == (2.5, -1.5)
+
+
+def test_misuse_is_refused() -> None:
+    table = CertaintyTable()
+    slots = np.array([table.open()])
+    with pytest.raises(ValueError, match="one confidence, entropy and token per slot"):
+        table.add(slots, np.zeros(2), np.zeros(1), slots)
+    for slot in (-1, 1, 10_000):
+        with pytest.raises(ValueError, match="not open"):
+            table.close(slot)
+        with pytest.raises(ValueError, match="not open"):
+            table.summary(slot)
+    with pytest.raises(ValueError, match="group_tokens"):
+        CertaintyTable(0)

@@ -1,0 +1,257 @@
+"""What the scheduler keeps of measured branches: every committed token once, nobody else's."""
+
+from __future__ import annotations
+
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from sglang.srt.managers.auxiliary_output import CommittedTokens
+from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH
+
+from sglang_dynasor.allocation import BranchRule
+from sglang_dynasor.certaindex import CERTAINTY_GROUP_TOKENS
+from sglang_dynasor.kernels.token_certainty import COLUMNS
+from sglang_dynasor.managers.branch_certainty import (
+    BranchCertainty,
+    CertaintyScheduler,
+    DynasorOutputStreamer,
+)
+from sglang_dynasor.managers.program_messages import (
+    CERTAINTY,
+    STOP_MESSAGES,
+    BranchParams,
+    StopBranchesReqInput,
+    stop_reason_of,
+)
+
+CONFIDENCE = COLUMNS.index("confidence")
+
+
+class FakeReq:
+    """A request as far as certainty looks at it."""
+
+    def __init__(self, rid: str) -> None:
+        self.rid = rid
+        self.output_ids: list[int] = []
+        self.finished_reason: Any = None
+        self.to_finish: Any = None
+        self.skip_radix_cache_insert = False
+
+    def finished(self) -> bool:
+        return self.finished_reason is not None
+
+
+def values_of(rng: np.random.Generator, rows: int) -> np.ndarray:
+    return rng.random((rows, len(COLUMNS))).astype(np.float32)
+
+
+def commit(req: FakeReq, token: int) -> CommittedTokens:
+    req.output_ids.append(token)
+    return CommittedTokens(len(req.output_ids) - 1, (token,))
+
+
+def test_a_branch_folds_its_own_committed_tokens_whatever_the_batch_is() -> None:
+    rng, choice = np.random.default_rng(1), random.Random(1)
+    certainty = BranchCertainty()
+    reqs = [FakeReq(f"p::{index}") for index in range(7)]
+    folded: dict[str, list[float]] = {req.rid: [] for req in reqs[:5]}
+    for rid in folded:  # the last two are plain requests
+        certainty.open(rid, None, keeps_values=rid == "p::2")
+    sent: list[list[float]] = []
+    expected_values: list[list[float]] = []
+    for step in range(200):
+        batch = choice.sample(reqs, k=choice.randint(1, len(reqs)))
+        values = values_of(rng, len(batch))
+        commits = [None if choice.random() < 0.2 else commit(req, step) for req in batch]
+        certainty.consume(batch, commits, values, None)  # type: ignore[arg-type]
+        for req, committed, row in zip(batch, commits, values, strict=True):
+            if committed is not None and req.rid in folded:
+                folded[req.rid].append(float(row[CONFIDENCE]))
+                if req.rid == "p::2":
+                    expected_values.append(row.tolist())
+        (payload,) = certainty.payloads([reqs[2]])  # type: ignore[list-item]
+        sent += (payload or {}).get("values", [])
+    assert sent == expected_values
+    for req in reqs:
+        req.finished_reason = FINISH_LENGTH(len(req.output_ids))
+    for req, payload in zip(reqs, certainty.payloads(reqs), strict=True):  # type: ignore[arg-type]
+        if req.rid not in folded:
+            assert payload is None
+            continue
+        assert payload is not None and list(payload) == ["summary"]
+        tokens = np.array(folded[req.rid])
+        groups = np.convolve(tokens, np.ones(CERTAINTY_GROUP_TOKENS), "valid")
+        groups /= CERTAINTY_GROUP_TOKENS
+        expected = {"mean": tokens.mean(), "tail": groups[-1], "lowest_group": groups.min()}
+        assert payload["summary"]["tokens"] == len(tokens)
+        for name, value in expected.items():
+            assert payload["summary"][name] == pytest.approx(value, abs=1e-6)
+    assert len(certainty) == 0
+
+
+def test_log_probabilities_are_averaged_over_the_tokens_that_have_them() -> None:
+    certainty = BranchCertainty()
+    req = FakeReq("p::0")
+    certainty.open(req.rid, None, keeps_values=False)
+    values = values_of(np.random.default_rng(0), 1)
+    for logprob in (-1.0, None, -3.0):
+        chosen = None if logprob is None else np.array([logprob], np.float32)
+        certainty.consume([req], [commit(req, 4)], values, chosen)  # type: ignore[list-item]
+    req.finished_reason = FINISH_LENGTH(3)
+    (payload,) = certainty.payloads([req])  # type: ignore[list-item]
+    assert payload is not None and payload["summary"]["logprob"] == pytest.approx(-2)
+
+
+def test_a_batch_without_a_measured_request_is_not_measured() -> None:
+    certainty = BranchCertainty()
+    plain, measured = FakeReq("plain"), FakeReq("p::0")
+    assert not certainty.any_of([plain])  # type: ignore[list-item]
+    certainty.open("p::0", None, keeps_values=False)
+    assert not certainty.any_of([plain])  # type: ignore[list-item]
+    assert certainty.any_of([plain, measured])  # type: ignore[list-item]
+    certainty.close("p::0", "aborted")
+    assert not certainty.any_of([plain, measured])  # type: ignore[list-item]
+
+
+def test_a_branch_that_repeats_itself_is_named_until_it_has_ended() -> None:
+    certainty = BranchCertainty()
+    req = FakeReq("p::0")
+    certainty.open(req.rid, BranchRule(loop=True), keeps_values=False)
+    values = values_of(np.random.default_rng(0), 1)
+    for token in [7, 8] * 100:
+        certainty.consume([req], [commit(req, token)], values, None)  # type: ignore[list-item]
+    assert certainty.stops == {"p::0": "loop"}
+    req.finished_reason = FINISH_ABORT(STOP_MESSAGES["loop"])
+    certainty.payloads([req])  # type: ignore[list-item]
+    assert certainty.stops == {}
+
+
+def test_pruned_branches_are_named_and_their_siblings_go_on() -> None:
+    certainty = BranchCertainty()
+    reqs = [FakeReq(f"p::{index}") for index in range(4)]
+    for req in reqs:
+        certainty.open(req.rid, BranchRule(bar=2.0), keeps_values=False)
+    values = np.full((4, len(COLUMNS)), 3.0, np.float32)
+    values[1, CONFIDENCE] = 1.0
+    for step in range(CERTAINTY_GROUP_TOKENS):
+        assert certainty.stops == {}
+        commits = [commit(req, step) for req in reqs]
+        certainty.consume(reqs, commits, values, None)  # type: ignore[arg-type]
+    assert certainty.stops == {"p::1": "pruned"}
+
+
+def test_what_upstream_dropped_without_a_word_is_forgotten() -> None:
+    certainty = BranchCertainty()
+    for index in range(200):
+        certainty.open(f"p::{index}", None, keeps_values=True)
+    certainty.close("unknown", "aborted")
+    certainty.close_all()
+    assert len(certainty) == 0
+    assert certainty._keeping_values == 0
+
+
+@pytest.fixture
+def scheduler(monkeypatch: pytest.MonkeyPatch) -> CertaintyScheduler:
+    """Without an engine: upstream's part does nothing, and has something to say of its own."""
+    upstream = CertaintyScheduler.__mro__[1]
+    monkeypatch.setattr(upstream, "_poll_timeout_aborts", lambda self: ["upstream's"])
+    monkeypatch.setattr(upstream, "send_abort_output", lambda self, abort_req, req: None)
+    monkeypatch.setattr(upstream, "collect_inflight_reqs", lambda self: self.running)
+    monkeypatch.setattr(upstream, "run_batch", lambda self, batch: self.certainty_observer.active)
+    scheduler = object.__new__(CertaintyScheduler)
+    scheduler.certainty = BranchCertainty()
+    scheduler.certainty_observer = SimpleNamespace(active=False)  # type: ignore[assignment]
+    scheduler.waiting_queue = []
+    scheduler.running = []
+    return scheduler
+
+
+def test_stops_travel_with_the_next_requests_and_are_applied_once(
+    scheduler: CertaintyScheduler,
+) -> None:
+    reqs = [FakeReq("a"), FakeReq("b"), FakeReq("c"), FakeReq("d")]
+    reqs[1].finished_reason = FINISH_LENGTH(1)
+    reqs[2].to_finish = FINISH_ABORT("client gone")
+    scheduler.waiting_queue, scheduler.running = reqs[:1], reqs[1:]
+    assert scheduler._poll_timeout_aborts() == ["upstream's"]
+    scheduler.certainty.stops = {"a": "pruned", "b": "loop", "c": "certain", "gone": "loop"}
+    for _ in range(2):
+        _, message = scheduler._poll_timeout_aborts()
+        assert isinstance(message, StopBranchesReqInput)
+        scheduler.stop_branches(message)
+    ended = reqs[0].to_finish.to_json()
+    assert (ended["type"], ended["status_code"]) == ("abort", None)
+    assert stop_reason_of(ended) == "pruned"
+    assert reqs[0].skip_radix_cache_insert
+    assert reqs[1].to_finish is None
+    assert reqs[2].to_finish.message == "client gone"
+    assert reqs[3].to_finish is None
+
+
+def test_the_observer_is_switched_for_every_batch(scheduler: CertaintyScheduler) -> None:
+    scheduler.certainty.open("p::0", None, keeps_values=False)
+    batches = [SimpleNamespace(reqs=[FakeReq(rid)]) for rid in ("p::0", "plain", "p::0")]
+    assert [scheduler.run_batch(batch) for batch in batches] == [True, False, True]  # type: ignore[arg-type]
+
+
+def test_an_aborted_request_is_forgotten(scheduler: CertaintyScheduler) -> None:
+    scheduler.certainty.open("p::0", None, keeps_values=False)
+    scheduler.send_abort_output(None, FakeReq("p::0"))  # type: ignore[arg-type]
+    assert len(scheduler.certainty) == 0
+
+
+def test_nothing_is_sent_along_when_no_emitted_request_has_something_to_tell() -> None:
+    streamer = object.__new__(DynasorOutputStreamer)
+    streamer.certainty = BranchCertainty()
+    assert not streamer.should_build_additional_customized_info()
+    req, plain = FakeReq("p::0"), FakeReq("plain")
+    streamer.certainty.open("p::0", None, keeps_values=False)
+    assert streamer.should_build_additional_customized_info()
+    assert streamer.build_additional_customized_info([plain, req]) == {}  # type: ignore[list-item]
+    values = values_of(np.random.default_rng(0), 1)
+    streamer.certainty.consume([req], [commit(req, 1)], values, None)  # type: ignore[list-item]
+    req.finished_reason = FINISH_LENGTH(1)
+    told = streamer.build_additional_customized_info([plain, req])  # type: ignore[list-item]
+    assert told[CERTAINTY][0] is None
+    assert told[CERTAINTY][1]["summary"]["tokens"] == 1
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        None,
+        BranchRule(),
+        BranchRule("sums", keep_top=0.1, loop=True),
+        BranchRule("sums", bar=11.5, entropy_floor=0.01),
+    ],
+)
+def test_a_rule_survives_the_way_to_the_scheduler(rule: BranchRule | None) -> None:
+    params = BranchParams("t", "p", measured=True).with_rule(rule)
+    arrived = BranchParams.of({"dynasor": params.to_custom_params()})
+    assert arrived == params
+    if rule is None:
+        assert arrived.rule is None
+    else:
+        assert arrived.rule is not None
+        assert arrived.rule.profile == f"t/{rule.profile}"
+        assert (arrived.rule.keep_top, arrived.rule.bar) == (rule.keep_top, rule.bar)
+        assert (arrived.rule.loop, arrived.rule.entropy_floor) == (rule.loop, rule.entropy_floor)
+
+
+@pytest.mark.parametrize(
+    ("finish", "expected"),
+    [
+        ({"type": "stop", "matched": 2}, "completed"),
+        ({"type": "length"}, "length"),
+        ({"type": "abort", "message": "branch not needed now"}, "cancelled"),
+        ({"type": "abort", "message": "branch pruned"}, "pruned"),
+        ({"type": "abort", "message": "branch loop"}, "loop"),
+        ({"type": "abort", "message": "branch certain"}, "certain"),
+        ({"type": "abort", "message": "whatever"}, "aborted"),
+    ],
+)
+def test_a_finish_reason_is_told_in_a_branchs_words(finish: Any, expected: str) -> None:
+    assert stop_reason_of(finish) == expected
