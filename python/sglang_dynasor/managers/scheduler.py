@@ -6,6 +6,7 @@ this module too, so upstream is only ever called through zero-argument `super()`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
@@ -51,9 +52,11 @@ class DynasorScheduler(Scheduler):
 
     def init_request_dispatcher(self) -> None:
         super().init_request_dispatcher()
-        self._request_dispatcher += TypeBasedDispatcher(
-            [(EndProgramReqInput, self.end_program), (ReportProgramReqInput, self.report_program)]
-        )
+        messages: list[tuple[type, Callable[[Any], None]]] = [
+            (EndProgramReqInput, self.end_program),
+            (ReportProgramReqInput, self.report_program),
+        ]
+        self._request_dispatcher += TypeBasedDispatcher(messages)
 
     def init_schedule_policy(self) -> None:
         policy = self.dynasor_config.policy

@@ -33,7 +33,7 @@ from sglang_dynasor.managers.program_messages import (
 )
 from sglang_dynasor.managers.request_fields import read_program_fields, stamp, tenant_of
 from sglang_dynasor.programs import (
-    Grant,
+    Offer,
     ProgramRun,
     ProgramSpec,
     Step,
@@ -72,7 +72,7 @@ class _SchedulerLink:
         self._max_branches = spec.max_branches
 
     def report(self, step: Step, draws_seen: int) -> None:
-        rounds = isinstance(step, Grant)
+        offer = step if isinstance(step, Offer) else None
         self._manager._dispatch_to_scheduler(
             ReportProgramReqInput(
                 tenant=self._key.tenant,
@@ -81,9 +81,9 @@ class _SchedulerLink:
                 prompt_tokens=self._prompt_tokens,
                 max_branches=self._max_branches,
                 certaindex=step.certaindex,
-                needed=None if rounds else step.needed,
-                worth=1.0 if rounds else step.worth,
-                values=[] if rounds else list(step.values),
+                needed=offer.needed if offer else None,
+                worth=offer.worth if offer else 1.0,
+                values=list(offer.values) if offer else [],
                 draws_seen=draws_seen,
             )
         )
@@ -119,12 +119,11 @@ class DynasorTokenizerManager(TokenizerManager):
 
     def init_request_dispatcher(self) -> None:
         super().init_request_dispatcher()
-        self._result_dispatcher += TypeBasedDispatcher(
-            [
-                (EndProgramReqOutput, self._handle_program_ended),
-                (DrawBranchesReqOutput, self._handle_draw),
-            ]
-        )
+        answers: list[tuple[type, Callable[[Any], None]]] = [
+            (EndProgramReqOutput, self._handle_program_ended),
+            (DrawBranchesReqOutput, self._handle_draw),
+        ]
+        self._result_dispatcher += TypeBasedDispatcher(answers)
 
     async def generate_request(
         self, obj: Any, request: Request | None = None
