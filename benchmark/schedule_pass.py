@@ -28,7 +28,6 @@ from serving_report import facts
 from sglang_dynasor.models import default_model_path
 from sglang_dynasor.scheduling import POLICY_KEYS, ProgramKey, ProgramOrder, ProgramTable
 
-SIZES = (100, 1_000, 10_000)
 PROGRAMS = (10, 100, 1_000)
 UPSTREAM = ("fcfs", "lpm")
 PASSES = ("typical", "cold", "unchanged")
@@ -40,17 +39,20 @@ def main() -> None:
     """Time every pass and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--policy", default="gang-sjf", choices=sorted(POLICY_KEYS))
+    parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1_000, 10_000])
     parser.add_argument("--repetitions", type=int, default=30)
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    if min(options.sizes) < min(PROGRAMS):
+        parser.error(f"--sizes must be at least {min(PROGRAMS)}")
     if options.repetitions < 1 or options.prompt_tokens < 2:
         parser.error("--repetitions must be at least 1, --prompt-tokens at least 2")
     options.model_path = default_model_path()
     upstream = {name: upstream_policy(name) for name in UPSTREAM}
     rows = {
         (size, programs): measure(size, programs, upstream, options)
-        for size in SIZES
+        for size in options.sizes
         for programs in PROGRAMS
         if programs <= size
     }
@@ -69,10 +71,7 @@ def measure(
             times[f"{policy} {kind}"] = seconds
     for name, policy in upstream.items():
         fill_tree(policy.tree_cache, queue)
-        times[name] = [
-            timed(lambda policy=policy: policy.calc_priority(list(queue)))
-            for _ in range(options.repetitions)
-        ]
+        times[name] = [timed(policy.calc_priority, list(queue)) for _ in range(options.repetitions)]
     return {name: 1000 * statistics.median(seconds) for name, seconds in times.items()}
 
 
@@ -102,11 +101,11 @@ def our_passes(
     times: dict[str, list[float]] = {kind: [] for kind in PASSES}
     for _ in range(min(repetitions, 5)):
         table, order, waiting = started(queue, programs, policy)
-        times["cold"].append(timed(lambda: order.sort(waiting)))
+        times["cold"].append(timed(order.sort, waiting))
     for _ in range(repetitions):
         change_one_program(table, waiting)
-        times["typical"].append(timed(lambda: order.sort(waiting)))
-        times["unchanged"].append(timed(lambda: order.sort(waiting)))
+        times["typical"].append(timed(order.sort, waiting))
+        times["unchanged"].append(timed(order.sort, waiting))
     return times
 
 
@@ -168,9 +167,9 @@ def fill_tree(tree: Any, queue: list[Any]) -> None:
         tree.insert(InsertParams(key=RadixKey(ids)))
 
 
-def timed(action: Callable[[], Any]) -> float:
+def timed(action: Callable[[list[Any]], None], queue: list[Any]) -> float:
     start = time.perf_counter()
-    action()
+    action(queue)
     return time.perf_counter() - start
 
 
@@ -189,7 +188,7 @@ def as_json(
     def at(name: str) -> dict[str, float]:
         return {
             f"ms_at_{size}": round(max(row[name] for key, row in rows.items() if key[0] == size), 4)
-            for size in SIZES
+            for size in options.sizes
         }
 
     return {

@@ -26,7 +26,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import statistics
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -239,6 +241,8 @@ def parse_options() -> argparse.Namespace:
         options.loads = []
     if not options.loads or min(options.loads) <= 0:
         parser.error("--loads must be positive numbers, commas between them")
+    if options.arrivals is not None and not options.arrivals.is_file():
+        parser.error(f"--arrivals: {options.arrivals} is no file")
     try:
         options.full = json.loads(options.full)
         DynasorConfig.parse(options.full)
@@ -250,6 +254,8 @@ def parse_options() -> argparse.Namespace:
 def main() -> None:
     """Measure, print tables, write rows and charts, end with one line of JSON."""
     options = parse_options()
+    # Ended by a signal, the engines must end too: they are in process groups of their own.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     console = Console(stderr=True)
     done = Benchmark(options, console).measure(options.systems)
     result = as_json(done, options)
