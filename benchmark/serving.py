@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import signal
 import statistics
 import sys
@@ -59,6 +60,7 @@ BASE = "lpm_fixed"
 RATED = (BASE, "client_side", "full")  # whose highest rate is searched
 DEADLINE_FACTOR = 3.0
 UNLOADED_PER_DIFFICULTY = 6
+SEARCH_SHARE = 0.75  # of the programs of a run, in each step of a search
 WARM_UP_PROBLEMS = 16
 CLOSED_LIMIT_S = 1800.0
 
@@ -172,7 +174,7 @@ class Benchmark:
         }
 
         def attainment_at(rate: float) -> float:
-            count = self._options.programs
+            count = math.ceil(SEARCH_SHARE * self._options.programs)
             return attainment(self._run(worker, system, None, rate, seed, count).programs)
 
         return highest_rate(attainment_at, points)

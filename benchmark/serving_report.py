@@ -20,6 +20,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from serving_bars import bars
 from serving_load import (
     Counted,
     Measurements,
@@ -69,6 +70,7 @@ def as_json(done: Measurements, options: argparse.Namespace) -> dict[str, Any]:
         gain = rate_gain(done, system)
         if gain is not None:
             result[name], result[f"{name}_interval"] = gain
+    result["bars"] = bars(result)
     result["highest_rates"] = {
         system: [rounded(rate) for rate in rates] for system, rates in done.highest_rates.items()
     }
@@ -173,6 +175,8 @@ def print_tables(result: dict[str, Any], options: argparse.Namespace) -> None:
                 cells.append(_interval(result["ratios"].get(system, {}).get(statistic), row))
             table.add_row(system, *cells)
         console.print(table)
+    for name, met in result["bars"].items():
+        console.print(f"{'met' if met else 'MISSED':<7} {name}")
 
 
 def _interval(ratios: Sequence[Sequence[float]] | None, row: int) -> str:
