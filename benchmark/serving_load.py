@@ -20,7 +20,7 @@ DISCARDED_SHARE = 0.1  # of the programs, the first to arrive: the queue is stil
 TARGET_ATTAINMENT = 0.9
 RATE_TOLERANCE = 0.05
 _RATE_STEP = 1.5  # while the highest rate is not bracketed yet
-_WIDEST = 64
+_WIDEST = 16
 _RESAMPLES = 1000
 
 
@@ -169,7 +169,7 @@ def highest_rate(
 
     `points` holds what is known (rate to attainment, at least one) and gains what is measured
     here. Returns the last rate that met the target: the truth is at most `tolerance` above it.
-    The search ends at 64 times the known rates, up (then that is the answer) and down (then 0 is).
+    The search ends at 16 times the known rates, up (then that is the answer) and down (then 0 is).
     """
     lowest, highest = min(points) / _WIDEST, max(points) * _WIDEST
 

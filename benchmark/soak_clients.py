@@ -67,7 +67,7 @@ class SoakClients:
         self._options = options
         self._rng = random.Random(options.seed)
         self._running: set[str] = set()
-        self._used: list[str] = []
+        self._ended: list[str] = []
         self._number = 0
         self._problems = load_problems(options.problems_file, options.problems, options.seed)
         model = resolve_model(options.model_path)
@@ -106,6 +106,8 @@ class SoakClients:
                 self.counts[name] += 1
             except TimeoutError:
                 self.faults.append(f"{name}: no answer in {ANSWER_LIMIT_S:.0f} s")
+            except ValueError as error:
+                self.faults.append(f"{name}: refused: {error}")
 
     async def _abort_half_again_and_again(self) -> None:
         while True:
@@ -147,15 +149,18 @@ class SoakClients:
     async def _duplicate(self) -> None:
         program_id = self._new_id()
         task = asyncio.create_task(self._answered(program_id))
-        while program_id not in self._manager_ids() and not task.done():
+        while not self._is_active(program_id) and not task.done():
             await asyncio.sleep(0)
         if not task.done():
             await self._refused(self._made(program_id, {}), "the id of a running program")
         await task
 
     async def _old_id(self) -> None:
-        idle = [name for name in self._used[-200:] if name not in self._manager_ids()]
-        await self._answered(self._rng.choice(idle) if idle else self._new_id())
+        if not self._ended:
+            return await self._program()
+        # Taken out: two clients must not come upon the same old id.
+        position = self._rng.randrange(len(self._ended))
+        await self._answered(self._ended.pop(position))
 
     async def _closed(self) -> None:
         """A client's own program: requests, its end, and one more request under the same id."""
@@ -176,6 +181,7 @@ class SoakClients:
             result = await self._engine.async_run(self._made(program_id, self._shape()))
         finally:
             self._running.discard(program_id)
+            self._ended.append(program_id)
         branches = result.report["branches"]
         if branches["started"] != branches["finished"] + branches["cancelled"]:
             self.faults.append(f"{program_id}: branches do not add up: {branches}")
@@ -209,8 +215,7 @@ class SoakClients:
 
     def _new_id(self) -> str:
         self._number += 1
-        self._used.append(f"soak-{self._number}")
-        return self._used[-1]
+        return f"soak-{self._number}"
 
-    def _manager_ids(self) -> set[str]:
-        return {key.program_id for key in self._manager._active_programs}
+    def _is_active(self, program_id: str) -> bool:
+        return any(key.program_id == program_id for key in self._manager._active_programs)

