@@ -27,6 +27,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import random
 import signal
 import statistics
 import sys
@@ -74,7 +75,7 @@ class Benchmark:
         self._console = console
         self._sizes = {load: _programs_at(load, options.programs) for load in options.loads}
         self._model = resolve_model(options.model_path)
-        wanted = options.arrival_seeds * max(self._sizes.values())
+        wanted = max(options.arrival_seeds * max(self._sizes.values()), 3 * options.in_flight)
         self._problems = load_problems(options.problems_file, wanted, options.seed)
         if len(self._problems) < wanted:
             console.print(f"{len(self._problems)} problems for {wanted} programs: some come again")
@@ -139,8 +140,10 @@ class Benchmark:
         self, worker: Worker, system: str, load: float | None, rate: float, seed: int, count: int
     ) -> Run:
         arrivals = self._arrivals(count, rate, seed)
-        # Every arrival seed has problems of its own: harm is counted on distinct ones.
+        # Every arrival seed has problems of its own, so that harm is counted on distinct ones; they
+        # come shuffled, for the embedded model's take the difficulties in turn.
         indices = self._indices(seed * max(self._sizes.values()), count)
+        random.Random(f"order:{seed}").shuffle(indices)
         grace_s = self._options.grace
         command = {"op": "open", "problems": indices, "arrivals": arrivals, "grace_s": grace_s}
         reply = worker.ask(command, arrivals[-1] + grace_s + 120)
