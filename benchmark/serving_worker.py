@@ -54,6 +54,8 @@ class Client:
         self._max_branches: int = spec["max_branches"]
         self._config = DynasorConfig.parse(spec["settings"])
         self._equality = MathEquality(self._config.equality_time_limit_ms / 1000)
+        if self._system.client != "program":
+            self._equality.start()  # seconds, which no program should have to wait for
         self._engine = _start_engine(self._system, spec)
         file = spec["problems_file"]
         self._problems = load_problems(file and Path(file), spec["problems"], spec["seed"])
