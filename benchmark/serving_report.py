@@ -251,6 +251,7 @@ def draw_curves(pyplot: Any, done: Measurements, options: argparse.Namespace) ->
         axes.axhline(90, color="0.6", linewidth=0.8, linestyle="--")
     for axes in (rate_axes, scale_axes, latency_axes):
         axes.grid(alpha=0.3)
+        axes.margins(x=0.12)  # room for the figures
         axes.legend(fontsize=7)
     return figure
 
@@ -291,7 +292,8 @@ def draw_ladder(pyplot: Any, done: Measurements, options: argparse.Namespace) ->
             bars = axes.barh(places + offset, values, 0.38, label=statistic)
             axes.bar_label(bars, fmt="%.2f", fontsize=7, padding=2)
         axes.set_yticks(places, [label for label, _ in steps], fontsize=8)
-        axes.set(xlabel="latency, s", title=f"load {load}", xscale="log")
+        axes.set(xlabel="latency, s", title=f"load {load}")
+        axes.margins(x=0.12)  # room for the figures
         axes.legend(fontsize=7)
     np.atleast_1d(columns)[0].invert_yaxis()
     return figure
