@@ -251,7 +251,6 @@ def draw_curves(pyplot: Any, done: Measurements, options: argparse.Namespace) ->
         axes.axhline(90, color="0.6", linewidth=0.8, linestyle="--")
     for axes in (rate_axes, scale_axes, latency_axes):
         axes.grid(alpha=0.3)
-        axes.margins(x=0.12)  # room for the figures
         axes.legend(fontsize=7)
     return figure
 
