@@ -69,13 +69,13 @@ def _torch(logits: torch.Tensor, top_k: int) -> torch.Tensor:
     """The same with torch operations, few of them and none that waits for a value."""
     chunk = max(1, _CPU_CHUNK // logits.shape[1])
     parts = [_row_sums(rows, max(top_k, 2)) for rows in logits.split(chunk)]
-    top, row_max, sums = parts[0] if len(parts) == 1 else map(torch.cat, zip(*parts, strict=True))
-    p1, p_dot_x, x_sum, masks = sums.unbind(1)
+    columns = parts[0] if len(parts) == 1 else [torch.cat(c) for c in zip(*parts, strict=True)]
+    top, row_max, p1, p_dot_x, x_sum, masks = columns
     log_p1 = p1.log()
     size = masks.div(-_MASKED).round_().add_(logits.shape[1])
     top_sum = threshold(top[:, :top_k] - row_max, _MASKED / 2, 0.0).sum(1)
     second = (top[:, 1:2] - row_max).exp_()[:, 0] if top.shape[1] > 1 else 0.0
-    columns = (
+    figures = (
         -(log_p1 + p_dot_x),
         torch.where(top[:, 0] <= _MASKED, -torch.inf, top[:, 0] - log_p1),
         p1,
@@ -83,13 +83,13 @@ def _torch(logits: torch.Tensor, top_k: int) -> torch.Tensor:
         -(log_p1 + x_sum / size + size.log()),
         -(log_p1 + top_sum / size.clamp(max=top_k)),
     )
-    out = torch.stack(columns, 1)
+    out = torch.stack(figures, 1)
     out[:, 0].clamp_(min=0.0)  # rounding may leave -1e-7
     out[:, 4:].clamp_(min=0.0)
     return out
 
 
-def _row_sums(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _row_sums(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, ...]:
     """The k largest of each row, its maximum, and of x: largest p, sum of p x, of x, and of masks.
 
     Here x is the distance to the row's maximum, so that a common offset costs no digits.
@@ -102,8 +102,8 @@ def _row_sums(logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor,
     unmasked = threshold(x, _MASKED / 2, 0.0)
     p1 = p.amax(1)
     # A masked entry counts as 1e30, beside which the others vanish: cheaper than a comparison.
-    sums = (p1, p.mul_(unmasked).sum(1), unmasked.sum(1), x.clamp_(min=_MASKED).sum(1))
-    return top, row_max, torch.stack(sums, 1)
+    masks = x.clamp_(min=_MASKED).sum(1)
+    return top, row_max, p1, p.mul_(unmasked).sum(1), unmasked.sum(1), masks
 
 
 def _largest(x: torch.Tensor, k: int) -> torch.Tensor:

@@ -5,7 +5,9 @@
    sums of e, e x, x and 1, where x is the distance to m and e = exp x. To rebase such sums on a
    larger m takes nothing but themselves. It stores their total, and the maximum of each group read.
 2. `_merge_kernel`, grid (rows,): adds up the splits and finds the top k. These lie in the k groups
-   with the largest maxima, so it reads just these logits again, which the L2 cache still has.
+   with the largest maxima, so it reads just these logits again, which the L2 cache still has. Both
+   searches bisect for a threshold: a count per step, where k rounds of maximum and removal would
+   each wait for a slower reduction.
 
 With few rows (decode) every block is a program of its own; with many, a program folds several.
 Which one depends on the shape alone, as do both launches: safe in a CUDA graph.
@@ -30,6 +32,7 @@ _MANY_PROGRAMS = 1024  # several waves on any chip, and still several blocks per
 _NUM_SLOTS = tl.constexpr(32)  # MAX_TOP_K
 _MASKED = tl.constexpr(-1e30)
 _INF = tl.constexpr(float("inf"))
+_MASKED_KEY = tl.constexpr(-0x7F800001)  # _ordered(-inf)
 
 
 class Plan(NamedTuple):
@@ -145,11 +148,40 @@ def _scan_kernel(
     tl.store(sums_ptr + 4 * splits, tl.sum(n))
 
 
+@triton.jit
+def _ordered(x):
+    """Integers in the order of the floats, -inf the least of them."""
+    bits = x.to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def _bisect(key, least, most):
+    """The largest threshold found with at least ``least`` keys at or above it, and their number.
+
+    Stops at a number of at most ``most``, or where no threshold is between too many and too few:
+    then the keys equal to it are the ones too many.
+    """
+    low = tl.full([], _MASKED_KEY, tl.int32)
+    n_low = tl.full([], key.numel, tl.int32)
+    high = tl.max(key, 0) + 1
+    middle = (low & high) + ((low ^ high) >> 1)  # the mean, without overflow
+    while (n_low > most) & (middle > low):
+        n_middle = tl.sum((key >= middle).to(tl.int32))
+        enough = n_middle >= least
+        low = tl.where(enough, middle, low)
+        n_low = tl.where(enough, n_middle, n_low)
+        high = tl.where(enough, high, middle)
+        middle = (low & high) + ((low ^ high) >> 1)
+    return low, n_low
+
+
 @triton.jit(do_not_specialize=["n_groups", "splits", "top_k"])
 def _merge_kernel(
     x_ptr,  # [rows, n_cols]
     sums_ptr,  # float32 [rows, 5, splits]
     maxima_ptr,  # float32 [rows, n_groups]
+    chosen_ptr,  # int32 [rows, 32]
     out_ptr,  # float32 [rows, 6]
     x_stride,
     n_cols,
@@ -177,30 +209,37 @@ def _merge_kernel(
     s, t, d, n = tl.sum(s), tl.sum(t), tl.sum(d), tl.sum(n)
     s = tl.where(n == 0.0, float("nan"), s)  # masked throughout
 
-    # Step 2: the groups with the k largest maxima, each once (top-2 needs two of them).
-    slot = tl.arange(0, _NUM_SLOTS)
-    chosen = tl.full([_NUM_SLOTS], -1, tl.int32)
+    # Step 2: at most 32 groups, those with the k largest maxima among them (top-2 needs two).
     group = tl.arange(0, GROUPS)
     maxima = tl.load(maxima_ptr + row * n_groups + group, mask=group < n_groups, other=-_INF)
-    rounds = tl.maximum(top_k, 2)
-    for i in range(rounds):
-        value, best = tl.max(maxima, 0, return_indices=True)
-        chosen = tl.where(slot == i, tl.where(value > -_INF, best, -1), chosen)
-        maxima = tl.where(group == best, -_INF, maxima)
+    key = _ordered(maxima)
+    low, _ = _bisect(key, tl.maximum(top_k, 2), _NUM_SLOTS)
+    above = (key > low).to(tl.int32)
+    equal = ((key == low) & (key > _MASKED_KEY)).to(tl.int32)
+    n_above = tl.sum(above)
+    n_chosen = tl.minimum(n_above + tl.sum(equal), _NUM_SLOTS)
+    count = tl.cumsum(above + equal * 65536)  # both at once: there are fewer than 32,768 groups
+    place = tl.where(above > 0, count % 65536, n_above + count // 65536) - 1
+    chosen_ptr += row * _NUM_SLOTS
+    tl.store(chosen_ptr + place, group, mask=(above + equal > 0) & (place < n_chosen))
+    tl.debug_barrier()  # what some threads stored, others load
+    slot = tl.arange(0, _NUM_SLOTS)
+    chosen = tl.load(chosen_ptr + slot, mask=slot < n_chosen, other=0)
 
-    # Step 3: the k largest of their entries. Equal values are taken one by one.
+    # Step 3: among their entries the k-th largest, the sum down to it, and the second largest.
     cols = chosen[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
-    wanted = (chosen >= 0)[:, None] & (cols < n_cols)
+    wanted = (slot < n_chosen)[:, None] & (cols < n_cols)
     x = tl.load(x_ptr + cols, mask=wanted, other=-_INF).to(tl.float32)
     x = tl.reshape(tl.where(x > _MASKED, x, -_INF), [_NUM_SLOTS * GROUP])
+    key = _ordered(x)
+    low, _ = _bisect(key, top_k, top_k)
+    n_above = tl.sum((key > low).to(tl.int32))
+    top_sum = tl.sum(tl.where(key > low, x - row_m, 0.0))
+    kth = tl.max(tl.where(key == low, x, -_INF), 0)
+    top_sum += tl.where(kth > -_INF, (top_k - n_above) * (kth - row_m), 0.0)
     entry = tl.arange(0, _NUM_SLOTS * GROUP)
-    second = -_INF
-    top_sum = 0.0
-    for i in range(rounds):
-        value, best = tl.max(x, 0, return_indices=True)
-        second = tl.where(i == 1, value, second)
-        top_sum += tl.where(i < top_k, tl.where(value > -_INF, value - row_m, 0.0), 0.0)
-        x = tl.where(entry == best, -_INF, x)
+    first = tl.argmax(x, 0, tie_break_left=False)
+    second = tl.max(tl.where(entry == first, -_INF, x), 0)
 
     # Step 4: the columns. Rounding may leave -1e-7 where the least is 0; NaN stays.
     log_s = tl.log(s)
@@ -228,8 +267,7 @@ class Launch(NamedTuple):
 def token_certainty_triton(logits: torch.Tensor, top_k: int) -> torch.Tensor:
     """Launch both kernels; `token_certainty` has checked the arguments, and says what is returned.
 
-    CPU tensors are taken by Triton's interpreter only (TRITON_INTERPRET=1).
-    Raises ValueError for a vocabulary above 524,288.
+    CPU tensors: Triton's interpreter only. Raises ValueError for a vocabulary above 524,288.
     """
     out = torch.empty((logits.shape[0], 6), dtype=torch.float32, device=logits.device)
     for launch in launches(logits, top_k, out):
@@ -246,27 +284,21 @@ def launches(logits: torch.Tensor, top_k: int, out: torch.Tensor) -> tuple[Launc
     n_groups = triton.cdiv(vocab, plan.group)
     sums = logits.new_empty((rows, _NUM_SUMS, plan.splits), dtype=torch.float32)
     maxima = logits.new_empty((rows, n_groups), dtype=torch.float32)
+    chosen = logits.new_empty((rows, _NUM_SLOTS.value), dtype=torch.int32)
     stride = logits.stride(0)
+    vec = 16 // logits.element_size()
     scan = Launch(
         _scan_kernel,
         (rows, plan.splits),
         (logits, sums, maxima, stride, vocab, n_groups, plan.blocks),
-        {
-            "BLOCK": plan.block,
-            "GROUP": plan.group,
-            "VEC": 16 // logits.element_size(),
-            "num_warps": plan.num_warps,
-        },
+        {"BLOCK": plan.block, "GROUP": plan.group, "VEC": vec, "num_warps": plan.num_warps},
     )
+    pad = triton.next_power_of_2
+    counts = {"SPLITS": pad(plan.splits), "GROUPS": pad(n_groups)}
     merge = Launch(
         _merge_kernel,
         (rows,),
-        (logits, sums, maxima, out, stride, vocab, n_groups, plan.splits, top_k),
-        {
-            "SPLITS": triton.next_power_of_2(plan.splits),
-            "GROUPS": triton.next_power_of_2(n_groups),
-            "GROUP": plan.group,
-            "num_warps": _MERGE_WARPS,
-        },
+        (logits, sums, maxima, chosen, out, stride, vocab, n_groups, plan.splits, top_k),
+        counts | {"GROUP": plan.group, "num_warps": _MERGE_WARPS},
     )
     return scan, merge

@@ -28,6 +28,14 @@ RECORD = Path(__file__).resolve().parents[1] / "test" / "integration" / "upstrea
 CALLED = (
     "sglang.srt.managers.scheduler.Scheduler.collect_inflight_reqs",
     "sglang.srt.managers.scheduler.Scheduler.is_fully_idle",
+    "sglang.srt.model_executor.model_runner.ModelRunner.sampling_observer",
+    "sglang.srt.model_executor.model_runner.ModelRunner.supports_sampling_observer",
+    "sglang.srt.sampling.sampling_observer.SamplingObserver.is_active",
+    "sglang.srt.sampling.sampling_observer.SamplingObserver.before_grammar",
+    "sglang.srt.sampling.sampling_observer.SamplingObserver.after_sample",
+    "sglang.srt.managers.auxiliary_output.DeviceAuxiliaryOutput.copy_to_host",
+    "sglang.srt.managers.auxiliary_output.HostAuxiliaryOutput.consume",
+    "sglang.srt.managers.data_parallel_controller.DataParallelController.get_init_info",
     "sglang.srt.managers.scheduler.Scheduler._release_aborted_request",
     "sglang.srt.managers.scheduler.Scheduler.send_control_output",
     "sglang.srt.managers.scheduler.run_scheduler_process",
@@ -36,6 +44,7 @@ CALLED = (
     "sglang.srt.managers.schedule_batch.FINISH_ABORT.__init__",
     "sglang.srt.managers.io_struct.GenerateReqInput.normalize_batch_and_arguments",
     "sglang.srt.managers.io_struct.GenerateReqInput.contains_mm_input",
+    "sglang.srt.managers.tokenizer_manager.TokenizerManager._accumulate_request_meta_info",
     "sglang.srt.managers.tokenizer_manager.TokenizerManager.auto_create_handle_loop",
     "sglang.srt.managers.tokenizer_manager.TokenizerManager._tokenize_texts",
     "sglang.srt.managers.tokenizer_manager.TokenizerManager._dispatch_to_scheduler",
@@ -48,6 +57,10 @@ CALLED = (
     "sglang.srt.entrypoints.engine.Engine._launch_subprocesses",
 )
 FIELDS = {
+    "sglang.srt.managers.auxiliary_output.CommittedTokens": ("output_index", "token_ids"),
+    "sglang.srt.sampling.sampling_batch_info.SamplingBatchInfo": (
+        *("is_all_greedy", "logit_bias", "has_custom_logit_processor", "has_watermark_candidates"),
+    ),
     "sglang.srt.managers.io_struct.AbortReq": ("rid", "finished_reason"),
     "sglang.srt.managers.io_struct.GetInternalStateReqOutput": ("internal_state",),
     "sglang.srt.managers.io_struct.TokenizedGenerateReqInput": ("rid", "sampling_params"),
@@ -64,12 +77,17 @@ ATTRIBUTES = {
     "sglang.srt.managers.scheduler.Scheduler": (
         *("waiting_queue", "chunked_req", "_pending_chunked_abort_req", "grammar_manager"),
         *("tree_cache", "token_to_kv_pool_allocator", "_request_dispatcher"),
+        *("tp_worker", "output_streamer"),
     ),
     "sglang.srt.managers.tokenizer_manager.TokenizerManager": (
-        *("rid_to_state", "_result_dispatcher", "tokenizer"),
+        *("rid_to_state", "_result_dispatcher", "tokenizer", "incremental_streaming_output"),
+    ),
+    "sglang.srt.managers.data_parallel_controller.DataParallelController": (
+        "_scheduler_init_infos",
     ),
     "sglang.srt.managers.schedule_batch.Req": (
         *("rid", "output_ids", "origin_input_ids", "grammar", "kv", "to_finish"),
+        "finished_reason",
         "skip_radix_cache_insert",
     ),
 }

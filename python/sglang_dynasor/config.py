@@ -50,7 +50,7 @@ class DynasorConfig(BaseModel):
         "", description='branches granted per round, "4,3,3,6"; empty: the fewest that could settle'
     )
     draw: str = Field(
-        "rounds",
+        "offer",
         description=f"how a program's branches start, {' or '.join(DRAWS)}: a grant once the last "
         "one has finished, or as many at any time as could settle the vote, further ones drawn by "
         "the engine while it has room",
@@ -65,11 +65,12 @@ class DynasorConfig(BaseModel):
         description="a program goes first once it has waited this many tokens of engine progress "
         "per token of its own expected work",
     )
-    speculative_batch: int = Field(
-        0,
+    speculative_share: float = Field(
+        0.5,
         ge=0,
-        description="offered branches are drawn while nothing waits and fewer requests than this "
-        "run; 0: none is",
+        le=1,
+        description="offered branches are drawn while nothing waits and less than this share of "
+        "max_running_requests runs; 0: none is",
     )
     max_offered: int = Field(
         4096, ge=0, description="offered branches the engine remembers, over all programs"
@@ -155,6 +156,11 @@ class DynasorConfig(BaseModel):
                 "certainty_group_tokens": profile.group_tokens,
             }
         return taken | given
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_rounds_where_sizes_are_given(cls, given: dict[str, Any]) -> dict[str, Any]:
+        return {"draw": "rounds"} | given if given.get("grants") else given
 
     @model_validator(mode="after")
     def _check_combination(self) -> DynasorConfig:
@@ -253,7 +259,7 @@ _FLAG_TYPES: dict[str, Callable[[str], Any]] = {
     "max_branches": int,
     "min_branches": int,
     "starvation_factor": float,
-    "speculative_batch": int,
+    "speculative_share": float,
     "max_offered": int,
     "pattern_time_limit_ms": int,
     "equality_time_limit_ms": int,

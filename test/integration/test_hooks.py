@@ -34,7 +34,8 @@ def unpatch(monkeypatch: pytest.MonkeyPatch, hook: plugin.Hook) -> None:
     owner = pkgutil.resolve_name(owner_path)
     original: Any
     if hook.kind == "replace":
-        original = pkgutil.resolve_name(hook.ours).__bases__[-1]
+        bases = pkgutil.resolve_name(hook.ours).__mro__
+        original = next(base for base in bases if base.__module__.startswith("sglang."))
     else:
         wrapper = vars(owner)[name]
         is_class_method = isinstance(wrapper, classmethod)

@@ -15,14 +15,12 @@ from sglang_dynasor.kernels.reference import token_certainty_reference
 from support import interpreted
 from support.certainty_cases import DTYPES, SHAPES, random_logits, special_rows
 
-SPECIAL = special_rows(1500)
-SPECIAL_DTYPES = (torch.float32, torch.bfloat16)
+SPECIAL = special_rows(3000)  # 47 groups: more than the 32 that the search may keep
 TOP_KS = (1, 2, 20, 32)
 FEW_ROW_SHAPES = [shape for shape in SHAPES if shape[0] <= 3]
-# A row takes the interpreter a tenth of a second: many rows in one dtype each.
+# A row takes the interpreter a tenth of a second: many rows in one dtype.
 MATRIX = [
     *((shape, *dtype) for shape in FEW_ROW_SHAPES for dtype in DTYPES),
-    ((33, 257), *DTYPES[1]),
     ((37, 4099), *DTYPES[0]),
 ]
 
@@ -42,15 +40,14 @@ def make_cases() -> dict[str, Case]:
     cases = {
         f"{shape} {dtype}": Case(random_logits(*shape, dtype)) for shape, dtype, _, _ in MATRIX
     }
-    for dtype in SPECIAL_DTYPES:
-        cases[f"special {dtype}"] = Case(torch.stack(list(SPECIAL.values())).to(dtype))
+    cases["special"] = Case(torch.stack(list(SPECIAL.values())))
     for top_k in TOP_KS:
         cases[f"top {top_k}"] = Case(random_logits(2, 300, torch.float32), top_k)
     wide = random_logits(8, 1100, torch.float32)
     cases["rows that end early"] = Case(wide[:3, :1021])
     cases["every other row"] = Case(wide[::4])
     cases["one row again and again"] = Case(wide[:1].expand(3, -1))
-    cases["one program a row"] = Case(random_logits(33, 9001, torch.float32), programs=33)
+    cases["one program a row"] = Case(random_logits(33, 9001, torch.bfloat16), programs=33)
     return cases
 
 
@@ -87,13 +84,10 @@ def test_the_kernel_agrees_with_the_reference(
     assert_as_reference(results[name], CASES[name], atol, rtol)
 
 
-@pytest.mark.parametrize("dtype", SPECIAL_DTYPES, ids=str)
 @pytest.mark.parametrize("row", SPECIAL)
-def test_a_special_row_is_as_defined(
-    results: dict[str, Result], row: str, dtype: torch.dtype
-) -> None:
+def test_a_special_row_is_as_defined(results: dict[str, Result], row: str) -> None:
     place = list(SPECIAL).index(row)
-    result, case = results[f"special {dtype}"], CASES[f"special {dtype}"]
+    result, case = results["special"], CASES["special"]
     assert_as_reference(
         Result(result.out[place : place + 1], []), Case(case.logits[place : place + 1]), atol=2e-5
     )

@@ -22,7 +22,7 @@ def column(name: str, logits: list[list[float]], top_k: int = 20) -> list[float]
 
 
 @pytest.mark.parametrize(("dtype", "atol", "rtol"), DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [*SHAPES, (2, 9001), (33, 49_152)], ids=str)
+@pytest.mark.parametrize("shape", [*SHAPES, (2, 9001), (3, 49_152)], ids=str)
 def test_the_cpu_branch_agrees_with_the_reference(
     shape: tuple[int, int], dtype: torch.dtype, atol: float, rtol: float
 ) -> None:

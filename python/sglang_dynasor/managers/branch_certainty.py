@@ -17,6 +17,7 @@ from sglang.srt.managers.io_struct import (
     TokenizedGenerateReqInput,
 )
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req, ScheduleBatch
+from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
 from sglang.srt.runtime_context import get_parallel
 from sglang.utils import TypeBasedDispatcher
@@ -36,9 +37,6 @@ from sglang_dynasor.managers.program_messages import (
 
 if TYPE_CHECKING:
     from sglang.srt.managers.auxiliary_output import CommittedTokens
-    from sglang.srt.managers.scheduler import Scheduler as _Base
-else:
-    _Base = object
 
 _CONFIDENCE = COLUMNS.index("confidence")
 _ENTROPY = COLUMNS.index("entropy")
@@ -167,8 +165,8 @@ class DynasorOutputStreamer(SchedulerOutputStreamer):
         return {CERTAINTY: payloads} if any(payloads) else {}
 
 
-class BranchCertaintyMixin(_Base):
-    """The part of the scheduler that measures; goes before upstream's class."""
+class CertaintyScheduler(Scheduler):
+    """The part of the scheduler that measures."""
 
     dynasor_config: DynasorConfig
     certainty: BranchCertainty
@@ -228,7 +226,7 @@ class BranchCertaintyMixin(_Base):
 
     def stop_branches(self, recv_req: StopBranchesReqInput) -> None:
         """End the named branches at their next token; runs on every rank alike."""
-        for req in self._live_reqs():
+        for req in [*self.waiting_queue, *self.collect_inflight_reqs()]:  # queued: retracted
             reason = recv_req.stops.get(req.rid)
             if reason is None or req.finished() or req.to_finish is not None:
                 continue

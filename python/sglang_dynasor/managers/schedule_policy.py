@@ -32,3 +32,7 @@ class DynasorSchedulePolicy(SchedulePolicy):
             self._order.sort(waiting_queue)
         else:
             super().calc_priority(waiting_queue, running_batch, processed_tokens)
+
+    def waiting_queue_prefix_matched(self, waiting_queue: list[Req]) -> bool:
+        # Ours matches none: upstream's load report must not read what an earlier pass left.
+        return not self._table and super().waiting_queue_prefix_matched(waiting_queue)

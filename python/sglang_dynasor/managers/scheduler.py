@@ -12,13 +12,12 @@ from typing import Any
 
 from sglang.srt.managers.io_struct import AbortReq, GetInternalStateReq, TokenizedGenerateReqInput
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req, ScheduleBatch
-from sglang.srt.managers.scheduler import Scheduler
 from sglang.srt.mem_cache.common import release_kv_cache
 from sglang.utils import TypeBasedDispatcher
 
 from sglang_dynasor.config import UPSTREAM_POLICIES, DynasorConfig
 from sglang_dynasor.handshake import handshake_info
-from sglang_dynasor.managers.branch_certainty import BranchCertaintyMixin
+from sglang_dynasor.managers.branch_certainty import CertaintyScheduler
 from sglang_dynasor.managers.program_messages import (
     SURPLUS_MESSAGE,
     BranchParams,
@@ -40,7 +39,7 @@ CANCELLED_MESSAGE = "program ended"
 CLIENT_CLASS = "client"  # programs whose requests the client sends
 
 
-class DynasorScheduler(BranchCertaintyMixin, Scheduler):
+class DynasorScheduler(CertaintyScheduler):
     """Tracks the requests of each program, orders them, and ends them together."""
 
     waiting_queue: list[Req]  # upstream's
@@ -161,7 +160,8 @@ class DynasorScheduler(BranchCertaintyMixin, Scheduler):
         running = plan.running_batch.batch_size()
         if plan.batch_to_run is not None:
             running += plan.batch_to_run.batch_size()
-        for key, count in draw(self.program_table, self.dynasor_config.speculative_batch - running):
+        batch = int(self.dynasor_config.speculative_share * self.max_running_requests)
+        for key, count in draw(self.program_table, batch - running):
             answer = DrawBranchesReqOutput(
                 tenant=key.tenant, program_id=key.program_id, count=count
             )

@@ -16,7 +16,7 @@ from sglang_dynasor.certaindex import CERTAINTY_GROUP_TOKENS
 from sglang_dynasor.kernels.token_certainty import COLUMNS
 from sglang_dynasor.managers.branch_certainty import (
     BranchCertainty,
-    BranchCertaintyMixin,
+    CertaintyScheduler,
     DynasorOutputStreamer,
 )
 from sglang_dynasor.managers.program_messages import (
@@ -153,33 +153,29 @@ def test_what_upstream_dropped_without_a_word_is_forgotten() -> None:
     assert certainty._keeping_values == 0
 
 
-class Upstream:
-    """Upstream's part of the scheduler, as far as the mixin calls it."""
-
-    def _poll_timeout_aborts(self) -> list[Any]:
-        return ["upstream's"]
-
-    def send_abort_output(self, abort_req: Any, req: Any) -> None: ...
-
-    def run_batch(self, batch: Any) -> bool:
-        return self.certainty_observer.active  # type: ignore[attr-defined, no-any-return]
-
-
-class Scheduler(BranchCertaintyMixin, Upstream):  # type: ignore[misc]
-    def __init__(self, reqs: list[FakeReq]) -> None:
-        self.certainty = BranchCertainty()
-        self.certainty_observer = SimpleNamespace(active=False)  # type: ignore[assignment]
-        self._reqs = reqs
-
-    def _live_reqs(self) -> list[Any]:
-        return self._reqs
+@pytest.fixture
+def scheduler(monkeypatch: pytest.MonkeyPatch) -> CertaintyScheduler:
+    """Without an engine: upstream's part does nothing, and has something to say of its own."""
+    upstream = CertaintyScheduler.__mro__[1]
+    monkeypatch.setattr(upstream, "_poll_timeout_aborts", lambda self: ["upstream's"])
+    monkeypatch.setattr(upstream, "send_abort_output", lambda self, abort_req, req: None)
+    monkeypatch.setattr(upstream, "collect_inflight_reqs", lambda self: self.running)
+    monkeypatch.setattr(upstream, "run_batch", lambda self, batch: self.certainty_observer.active)
+    scheduler = object.__new__(CertaintyScheduler)
+    scheduler.certainty = BranchCertainty()
+    scheduler.certainty_observer = SimpleNamespace(active=False)  # type: ignore[assignment]
+    scheduler.waiting_queue = []
+    scheduler.running = []
+    return scheduler
 
 
-def test_stops_travel_with_the_next_requests_and_are_applied_once() -> None:
+def test_stops_travel_with_the_next_requests_and_are_applied_once(
+    scheduler: CertaintyScheduler,
+) -> None:
     reqs = [FakeReq("a"), FakeReq("b"), FakeReq("c"), FakeReq("d")]
     reqs[1].finished_reason = FINISH_LENGTH(1)
     reqs[2].to_finish = FINISH_ABORT("client gone")
-    scheduler = Scheduler(reqs)
+    scheduler.waiting_queue, scheduler.running = reqs[:1], reqs[1:]
     assert scheduler._poll_timeout_aborts() == ["upstream's"]
     scheduler.certainty.stops = {"a": "pruned", "b": "loop", "c": "certain", "gone": "loop"}
     for _ in range(2):
@@ -195,15 +191,13 @@ def test_stops_travel_with_the_next_requests_and_are_applied_once() -> None:
     assert reqs[3].to_finish is None
 
 
-def test_the_observer_is_switched_for_every_batch() -> None:
-    scheduler = Scheduler([])
+def test_the_observer_is_switched_for_every_batch(scheduler: CertaintyScheduler) -> None:
     scheduler.certainty.open("p::0", None, keeps_values=False)
     batches = [SimpleNamespace(reqs=[FakeReq(rid)]) for rid in ("p::0", "plain", "p::0")]
     assert [scheduler.run_batch(batch) for batch in batches] == [True, False, True]  # type: ignore[arg-type]
 
 
-def test_an_aborted_request_is_forgotten() -> None:
-    scheduler = Scheduler([])
+def test_an_aborted_request_is_forgotten(scheduler: CertaintyScheduler) -> None:
     scheduler.certainty.open("p::0", None, keeps_values=False)
     scheduler.send_abort_output(None, FakeReq("p::0"))  # type: ignore[arg-type]
     assert len(scheduler.certainty) == 0
