@@ -1,0 +1,278 @@
+"""One engine of the serving benchmark, in a process of its own.
+
+    python benchmark/serving_worker.py '{"system": "full", ...}'    (started by serving.py)
+
+Takes commands on stdin and answers each with one line of JSON on stdout. The load generator runs in
+the event loop of the offline engine itself: nothing lies between it and the tokenizer manager. The
+stock engine runs in a process with SGLANG_DYNASOR=0, that is unpatched SGLang.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from serving_load import Outcome
+from serving_systems import LOOP_GRANTS, SYSTEMS, System, Votes
+from sglang_dynasor.allocation import BetaRule
+from sglang_dynasor.certaindex import MathEquality
+from sglang_dynasor.config import DynasorConfig
+from sglang_dynasor.demo import Problem, load_problems, problem_seed
+from sglang_dynasor.managers.engine_branches import branch_seed
+from sglang_dynasor.programs import Program
+
+WARM_UP_IN_FLIGHT = 8
+SETTLE_S = 30.0  # after the end of a run, until what it aborted has drained
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a client has when its program is over; `at` is the moment it had the answer, loop time.
+
+    A client's own loop has the answer before the requests it aborts have drained.
+    """
+
+    text: str
+    at: float
+    tokens: int
+    idle_tokens: int = 0
+    finished: bool = True
+
+
+class Client:
+    """Runs programs on the engine of this process, as the users of one system would."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self._spec = spec
+        self._system = SYSTEMS[spec["system"]]
+        self._max_branches: int = spec["max_branches"]
+        self._config = DynasorConfig.parse(spec["settings"])
+        self._equality = MathEquality(self._config.equality_time_limit_ms / 1000)
+        if self._system.client != "program":
+            self._equality.start()  # seconds, which no program should have to wait for
+        self._engine = _start_engine(self._system, spec)
+        file = spec["problems_file"]
+        self._problems = load_problems(file and Path(file), spec["problems"], spec["seed"])
+        self._prompts = [self._tokenise(problem) for problem in self._problems]
+        self._sent = 0
+
+    def close(self) -> None:
+        self._equality.close()
+        self._engine.shutdown()
+
+    def run(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Execute one command from an empty prefix cache: closed loop or open loop."""
+        self._engine.flush_cache()
+        process, wall = time.process_time(), time.perf_counter()
+        if command["op"] == "closed":
+            work = self._closed_loop(command["problems"], command["in_flight"])
+        else:
+            work = self._open_loop(command["problems"], command["arrivals"], command["grace_s"])
+        reply = self._engine.loop.run_until_complete(work)
+        # Of this process alone: near 1 the load generator itself would be the bottleneck.
+        share = (time.process_time() - process) / (time.perf_counter() - wall)
+        return {**reply, "client_cpu": round(share, 3)}
+
+    async def _closed_loop(self, indices: list[int], in_flight: int) -> dict[str, Any]:
+        """So many programs at any time; `ended_s` is when each one ended, from the start."""
+        loop = asyncio.get_running_loop()
+        waiting = iter(indices)
+        start = loop.time()
+        ended: list[float] = []
+        outcomes: list[Outcome] = []
+        last_start = start
+
+        async def one_after_another() -> None:
+            nonlocal last_start
+            for index in waiting:
+                last_start = begun = loop.time()
+                answer = await self._answer(index)
+                ended.append(answer.at - start)
+                outcomes.append(_outcome(answer, begun))
+
+        await asyncio.gather(*[one_after_another() for _ in range(in_flight)])
+        return {
+            "outcomes": [asdict(outcome) for outcome in outcomes],
+            "ended_s": sorted(ended),
+            "last_start_s": last_start - start,
+        }
+
+    async def _open_loop(
+        self, indices: list[int], arrivals: list[float], grace_s: float
+    ) -> dict[str, Any]:
+        """Each program at its time, whatever has finished; the end is a grace after the last."""
+        loop = asyncio.get_running_loop()
+        start = loop.time() + 0.1
+        tasks: list[asyncio.Task[Answer]] = []
+        lags: list[float] = []
+        for index, arrival in zip(indices, arrivals, strict=True):
+            await asyncio.sleep(start + arrival - loop.time())
+            lags.append(loop.time() - start - arrival)
+            tasks.append(asyncio.create_task(self._answer(index)))
+        await asyncio.wait(tasks, timeout=grace_s)
+        end = loop.time()
+        await self._abort_rest(tasks)
+        outcomes = [
+            _outcome(task.result(), start + arrival, end)
+            for task, arrival in zip(tasks, arrivals, strict=True)
+        ]
+        return {
+            "outcomes": [asdict(outcome) for outcome in outcomes],
+            "worst_lag_s": round(max(lags), 4),
+        }
+
+    async def _abort_rest(self, tasks: list[asyncio.Task[Answer]]) -> None:
+        async with asyncio.timeout(SETTLE_S):
+            while any(not task.done() for task in tasks):
+                self._engine.tokenizer_manager.abort_request(abort_all=True)
+                await asyncio.wait(tasks, timeout=0.5)
+
+    async def _answer(self, index: int) -> Answer:
+        self._sent += 1
+        problem, prompt = self._problems[index], self._prompts[index]
+        # The same seed in every system: branch i of a problem is the same sample in all of them.
+        seed = problem_seed(problem, self._spec["seed"])
+        if self._system.client == "program":
+            return await self._program(problem, prompt, seed)
+        votes = Votes(problem, self._max_branches, self._config, self._equality)
+        if self._system.client == "fixed":
+            return await self._fixed(votes, prompt, seed)
+        return await self._own_loop(votes, prompt, seed)
+
+    async def _program(self, problem: Problem, prompt: list[int], seed: int) -> Answer:
+        program = Program(
+            input_ids=prompt,
+            sampling_params={**self._spec["sampling"], "sampling_seed": seed},
+            dynasor={
+                "algorithm": "self_consistency",
+                "answer_format": problem.answer_format,
+                "answer_pattern": problem.answer_pattern,
+                "max_branches": self._max_branches,
+                "detail": "answer",
+                **self._system.fields,
+            },
+        )
+        result = await self._engine.async_run(program)
+        return Answer(
+            text=result.answer,
+            at=asyncio.get_running_loop().time(),
+            tokens=result.completion_tokens,
+            idle_tokens=result.report["tokens"]["idle"],
+            finished=result.stop_reason != "aborted",
+        )
+
+    async def _fixed(self, votes: Votes, prompt: list[int], seed: int) -> Answer:
+        program = self._sent
+        outputs = await asyncio.gather(
+            *[self._request(program, i, prompt, seed) for i in range(self._max_branches)]
+        )
+        await votes.add(list(enumerate(outputs)))
+        at = asyncio.get_running_loop().time()
+        return Answer(votes.winner, at, votes.tokens, finished=not votes.aborted)
+
+    async def _own_loop(self, votes: Votes, prompt: list[int], seed: int) -> Answer:
+        """What a user would write instead of us: rounds, the Beta rule, aborts at the stop."""
+        program, rule = self._sent, BetaRule()
+        stopped, at, started = False, 0.0, 0
+        for size in (*LOOP_GRANTS, self._max_branches):
+            size = min(size, self._max_branches - started)
+            pending = {
+                asyncio.ensure_future(self._request(program, index, prompt, seed)): index
+                for index in range(started, started + size)
+            }
+            started += size
+            while pending and not stopped:
+                done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                await votes.add([(pending.pop(task), task.result()) for task in done])
+                stopped = votes.aborted or rule.decide(votes.tracker.evidence()) is not None
+            at = asyncio.get_running_loop().time()
+            for index in pending.values():
+                self._engine.tokenizer_manager.abort_request(_rid(program, index))
+            for output in await asyncio.gather(*pending):
+                votes.tokens += output["meta_info"].get("completion_tokens", 0)
+            if stopped:
+                break
+        return Answer(votes.winner, at, votes.tokens, finished=not votes.aborted)
+
+    async def _request(
+        self, program: int, index: int, prompt: list[int], seed: int
+    ) -> dict[str, Any]:
+        params = {**self._spec["sampling"], "sampling_seed": branch_seed(seed, index)}
+        output: dict[str, Any] = await self._engine.async_generate(
+            input_ids=prompt, sampling_params=params, rid=_rid(program, index)
+        )
+        return output
+
+    def _tokenise(self, problem: Problem) -> list[int]:
+        tokenizer = self._engine.tokenizer_manager.tokenizer
+        if problem.messages is None:
+            return list(tokenizer.encode(problem.prompt))
+        return list(
+            tokenizer.apply_chat_template(
+                problem.messages, add_generation_prompt=True, return_dict=False
+            )
+        )
+
+
+def _rid(program: int, index: int) -> str:
+    # Of fixed width: upstream aborts whatever begins with the id it is given.
+    return f"program-{program:08d}-{index:03d}"
+
+
+def _outcome(answer: Answer, begun: float, end: float | None = None) -> Outcome:
+    """`end` is the end of the run for a program that has not finished by itself."""
+    at = end if end is not None and not answer.finished else answer.at
+    return Outcome(
+        finished=answer.finished,
+        latency_s=at - begun,
+        tokens=answer.tokens,
+        idle_tokens=answer.idle_tokens,
+        answer=answer.text,
+    )
+
+
+def _start_engine(system: System, spec: dict[str, Any]) -> Any:
+    from sglang_dynasor.platforms import activate
+
+    flags: dict[str, Any] = {
+        "model_path": spec["model"],
+        "random_seed": spec["seed"],
+        "schedule_policy": system.policy,
+        "max_running_requests": spec["max_running_requests"],
+        "max_total_tokens": spec["max_total_tokens"],
+    }
+    if activate():  # without an accelerator the draws would not depend on the seed alone
+        flags["sampling_backend"] = "keyed"
+    if system.client != "program":
+        from sglang.srt.entrypoints.engine import Engine
+
+        return Engine(**flags)
+    from sglang_dynasor import DynasorEngine
+
+    return DynasorEngine(**flags, dynasor=spec["settings"])
+
+
+def main() -> None:
+    """Serve commands until stdin ends."""
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever else prints must not mix with the replies
+    spec = json.loads(sys.argv[1])
+    client = Client(spec)
+    try:
+        warm_up = {"op": "closed", "problems": spec["warm_up"], "in_flight": WARM_UP_IN_FLIGHT}
+        client.run(warm_up)
+        replies.write(json.dumps({"ready": True}) + "\n")
+        for line in sys.stdin:
+            replies.write(json.dumps(client.run(json.loads(line))) + "\n")
+    finally:
+        client.close()
+
+
+if __name__ == "__main__":
+    main()
