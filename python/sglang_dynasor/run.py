@@ -164,7 +164,7 @@ def _trace_line(problem: Problem, result: ProgramResult, model: str, texts: bool
             "certainty": {
                 name: float(f"{value:.6g}")
                 for name, value in branch["certainty"].items()
-                if name in _CERTAINTY_FIELDS
+                if name in _CERTAINTY_FIELDS and value is not None
             },
         }
         samples.append(sample | ({"text": branch["text"]} if texts else {}))

@@ -23,6 +23,9 @@ _FIELDS: dict[str, Callable[[random.Random], Any]] = {
     "answer_pattern": lambda rng: rng.choice(["[0-9]+", "a.b", "(x+x+)+y"]),
     "max_total_tokens": lambda rng: rng.randint(1, 20),
     "deadline_ms": lambda rng: rng.randint(1, 500),
+    "token_certainty": lambda rng: rng.random() < 0.7,
+    "stop_loops": lambda rng: rng.random() < 0.5,
+    "branch_rule": lambda rng: rng.choice(["none", "deepconf"]),
     "detail": lambda rng: rng.choice(["answer", "votes", "branches"]),
 }
 

@@ -18,7 +18,7 @@ from sglang_dynasor.models import default_model_path, recommended_temperature
 from sglang_dynasor.programs import Program, ProgramResult
 
 COMMITTED = Path(__file__).parents[1] / "data" / "tiny_reasoner_300x40.jsonl.gz"
-CERTAINTY = {"tokens": 7, "mean": 3.14159265, "tail": 3.0, "lowest_group": 2.5}
+CERTAINTY = {"tokens": 7, "mean": 3.14159265, "tail": 3.0, "lowest_group": 2.5, "logprob": None}
 
 
 class FakeEngine:

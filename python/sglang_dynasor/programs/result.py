@@ -114,12 +114,6 @@ def build_report(
             _describe_branch(branch, outcome.answers.get(branch.index))
             for branch in sorted([*run.finished.values(), *cut], key=lambda branch: branch.index)
         ]
-    if spec.token_certainty:
-        report["token_certainty"] = [
-            {"branch": index, **_describe_certainty(branch.certainty)}
-            for index, branch in sorted(run.finished.items())
-            if branch.certainty is not None
-        ]
     if outcome.shadow is not None:
         report["shadow"] = {
             "stop_reason": outcome.shadow.stop_reason,
