@@ -128,7 +128,7 @@ def started(
         )
     for req in queue:
         table.add(key_of(req), req.rid)
-        table.enqueue(req.rid)
+        table.enqueue(req)
     return table, ProgramOrder(table, policy, STARVATION_FACTOR), list(queue)
 
 
@@ -139,7 +139,7 @@ def change_one_program(table: ProgramTable, waiting: list[Any]) -> None:
     table.advance(1)
     table.retire(req.rid, 40, completed=True)
     table.add(key_of(req), req.rid)
-    table.enqueue(req.rid)
+    table.enqueue(req)
     waiting.append(req)
 
 

@@ -14,8 +14,8 @@ from sglang_dynasor.scheduling import ProgramKey, ProgramOrder, ProgramTable
 @dataclass
 class FakeRequest:
     rid: str
-    length: int
-    arrival: int
+    length: int = 1
+    arrival: int = 0
     origin_input_ids: list[int] = field(default_factory=lambda: [1] * 8)
     generated: int = 0
 
@@ -43,10 +43,9 @@ class SlotEngine:
             rid = f"{program or 'plain'}::{arrival}"
             if program is not None:
                 self.table.add(ProgramKey("", program), rid, max_branches=max_branches)
-                self.table.enqueue(rid)
-            else:
-                self.table.waiting_entry(rid, arrival, 8)
-            self.queue.append(FakeRequest(rid, length, arrival))
+            request = FakeRequest(rid, length, arrival)
+            self.table.enqueue(request)
+            self.queue.append(request)
             rids.append(rid)
         return rids
 

@@ -112,13 +112,7 @@ class DynasorScheduler(CertaintyScheduler):
         if not is_retracted:
             req.arrival = self.program_table.next_arrival()
         if self.program_table:
-            self._note_waiting(req)
-
-    def _note_waiting(self, req: Req) -> None:
-        if req.rid in self.program_table:
-            self.program_table.enqueue(req.rid)
-        else:
-            self.program_table.waiting_entry(req.rid, req.arrival, len(req.origin_input_ids))
+            self.program_table.enqueue(req)
 
     def get_new_batch_prefill(self, running_batch: ScheduleBatch) -> Any:
         if not self.program_table:

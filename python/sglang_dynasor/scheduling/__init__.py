@@ -2,12 +2,13 @@
 
 from sglang_dynasor.scheduling.cost import TokenPrior
 from sglang_dynasor.scheduling.offers import draw, surplus_running
-from sglang_dynasor.scheduling.order import POLICY_KEYS, ProgramOrder, WaitingRequest
+from sglang_dynasor.scheduling.order import POLICY_KEYS, ProgramOrder
 from sglang_dynasor.scheduling.program_table import (
     EndedProgram,
     ProgramEntry,
     ProgramKey,
     ProgramTable,
+    WaitingRequest,
 )
 
 __all__ = [

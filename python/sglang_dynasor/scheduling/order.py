@@ -7,31 +7,23 @@ Escalated programs come first, in the order in which their patience ended; then 
 - value: the least expected remaining work per worth. Where all are worth the same that is shortest
   first, and where all cost the same too, the order of arrival, each gang together.
 
-Requests beyond those their program needs now come after all others. Everything is counted in
-tokens of engine progress, so every tensor-parallel rank comes to the same order.
+Requests beyond those their program needs now come after all others, by the same order. Everything
+is counted in tokens of engine progress, so every tensor-parallel rank comes to the same order.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from operator import attrgetter
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 from sglang_dynasor.scheduling.program_table import ProgramEntry, ProgramTable
 
 PolicyKey: TypeAlias = Callable[[ProgramTable, ProgramEntry], tuple[float, ...]]
 
 _LEAST_WORTH = 1e-6
-_LATE = 1 << 32  # above every rank
-
-
-class WaitingRequest(Protocol):
-    """What the order reads of a waiting request: upstream's Req, and our number of arrival."""
-
-    rid: str
-    origin_input_ids: Sequence[int]
-    arrival: int
+_ESCALATED, _ORDINARY = range(2)
 
 
 def _gang(table: ProgramTable, entry: ProgramEntry) -> tuple[float, ...]:
@@ -60,54 +52,67 @@ class ProgramOrder:
         self._table = table
         self._policy_key = POLICY_KEYS[policy]
         self._factor = starvation_factor
-        self._waiting: dict[int, ProgramEntry] = {}  # by arrival
-        self._patience: list[tuple[float, int]] = []  # heap of (escalate_at, arrival)
+        self._ranked: list[ProgramEntry] = []  # those that wait, as of the last pass
+        self._patience: list[tuple[float, int, ProgramEntry]] = []  # heap of (escalate_at, push, _)
+        self._pushes = 0
 
     def sort(self, queue: list[Any]) -> None:
-        """Sort `queue` of `WaitingRequest` in place; no work at all where nothing has changed."""
-        table = self._table
+        """Sort `queue` of `WaitingRequest` in place; no work at all where nothing has changed.
+
+        It does not look into requests that the table knows: long queues do not fit into caches.
+        """
         self._escalate()
-        if not table.changed:
-            return
-        entries = [
-            table.waiting_entry(req.rid, req.arrival, len(req.origin_input_ids)) for req in queue
-        ]
+        for _ in range(2):
+            if not self._table.changed:
+                return
+            rest = {id(req): req for req in queue}
+            known = [req for req in self._in_order() if rest.pop(id(req), None) is not None]
+            queue[:] = [*known, *rest.values()]
+            for req in rest.values():  # they came while no program was there
+                self._table.enqueue(req)
+
+    def _in_order(self) -> list[Any]:
+        """Every request that waits, those beyond the needed ones last."""
         self._rank()
-        ranks = {
-            req.rid: entry.rank + _LATE if req.rid in entry.late else entry.rank
-            for req, entry in zip(queue, entries, strict=True)
-        }
-        queue.sort(key=lambda req: ranks[req.rid])
+        requests: list[Any] = []
+        late: list[Any] = []
+        for entry in self._ranked:
+            if entry.late:
+                for rid, req in entry.waiting.items():
+                    (late if rid in entry.late else requests).append(req)
+            else:
+                requests += entry.waiting.values()
+        return requests + late
 
     def _rank(self) -> None:
-        """Key the programs that changed, and number all that wait."""
-        for arrival, entry in self._table.changed.items():
+        """Key the programs that changed; the others are in order already."""
+        changed = self._table.changed
+        ranked = [entry for entry in self._ranked if entry.arrival not in changed]
+        for entry in changed.values():
             if entry.waiting:
-                self._waiting[arrival] = entry
                 self._key(entry)
-            else:
-                self._waiting.pop(arrival, None)
-        self._table.changed.clear()
-        for rank, entry in enumerate(sorted(self._waiting.values(), key=attrgetter("order_key"))):
-            entry.rank = rank
+                ranked.append(entry)
+        ranked.sort(key=attrgetter("order_key"))
+        self._ranked = ranked
+        changed.clear()
 
     def _key(self, entry: ProgramEntry) -> None:
         if entry.escalate_at is None:
             assert entry.waiting_since is not None
             need = max(1.0, self._table.remaining_tokens(entry))
             entry.escalate_at = entry.waiting_since + self._factor * need
-            heapq.heappush(self._patience, (entry.escalate_at, entry.arrival))
+            self._pushes += 1
+            heapq.heappush(self._patience, (entry.escalate_at, self._pushes, entry))
         if entry.escalated:
-            entry.order_key = (0, entry.escalate_at, entry.arrival)
+            entry.order_key = (_ESCALATED, entry.escalate_at, entry.arrival)
         else:
-            entry.order_key = (1, *self._policy_key(self._table, entry), entry.arrival)
+            entry.order_key = (_ORDINARY, *self._policy_key(self._table, entry), entry.arrival)
         entry.late = frozenset(rid for rid in entry.surplus() if rid in entry.waiting)
 
     def _escalate(self) -> None:
         while self._patience and self._patience[0][0] <= self._table.progress:
-            escalate_at, arrival = heapq.heappop(self._patience)
-            entry = self._waiting.get(arrival)
+            escalate_at, _, entry = heapq.heappop(self._patience)
             # A program that was served meanwhile waits by another entry of the heap.
-            if entry is not None and entry.waiting and entry.escalate_at == escalate_at:
+            if entry.waiting and entry.escalate_at == escalate_at:
                 entry.escalated = True
-                self._table.changed[arrival] = entry
+                self._table.changed[entry.arrival] = entry

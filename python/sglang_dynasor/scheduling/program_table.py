@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from sglang_dynasor.scheduling.cost import TokenPrior, own_mean
 
@@ -28,6 +28,14 @@ class ProgramKey(NamedTuple):
     program_id: str
 
 
+class WaitingRequest(Protocol):
+    """What is read of a request in the queue: upstream's Req, and the number of its arrival."""
+
+    rid: str
+    origin_input_ids: Sequence[int]
+    arrival: int  # of `ProgramTable.next_arrival`
+
+
 @dataclass(slots=True, eq=False)
 class ProgramEntry:
     """One program in the engine, or one plain request, which is ordered as a program of its own.
@@ -43,7 +51,7 @@ class ProgramEntry:
     branch_class: str = PLAIN
     opened: bool = False  # the engine runs it: it stays until it is ended
     rids: dict[str, None] = field(default_factory=dict)  # in order of arrival
-    waiting: set[str] = field(default_factory=set)
+    waiting: dict[str, WaitingRequest] = field(default_factory=dict)  # by rid, first come first
     running: dict[str, int] = field(default_factory=dict)  # rid -> progress step of admission
     finished: int = 0
     finished_tokens: int = 0
@@ -59,7 +67,6 @@ class ProgramEntry:
     escalate_at: float | None = None  # set once for each wait
     escalated: bool = False
     order_key: tuple[float, ...] = ()
-    rank: int = 0
     late: frozenset[str] = frozenset()  # waiting requests beyond the needed ones
     prompt_cached: bool = False  # a branch has been prefilled, so siblings can share its prompt
 
@@ -122,6 +129,10 @@ class ProgramTable:
 
     def __len__(self) -> int:
         return len(self._programs)
+
+    def __bool__(self) -> bool:
+        """Whether anything is here to be followed, plain requests that wait included."""
+        return bool(self._programs or self._plain)
 
     def __contains__(self, rid: str) -> bool:
         return rid in self._program_of
@@ -199,28 +210,20 @@ class ProgramTable:
     def program_of(self, rid: str) -> ProgramEntry | None:
         return self._program_of.get(rid)
 
-    def enqueue(self, rid: str) -> None:
-        """A request of a program waits: it is new, or it was retracted."""
-        entry = self._program_of.get(rid)
+    def enqueue(self, request: WaitingRequest) -> None:
+        """A request waits: it is new, or it was retracted. A plain one is followed from here on."""
+        rid = request.rid
+        entry = self._program_of.get(rid) or self._plain.get(rid)
         if entry is None:
-            return
+            tokens = len(request.origin_input_ids)
+            entry = ProgramEntry(ProgramKey("", rid), request.arrival, tokens)
+            entry.rids[rid] = None
+            self._plain[rid] = entry
         entry.running.pop(rid, None)
-        entry.waiting.add(rid)
+        entry.waiting[rid] = request
         if entry.waiting_since is None:
             entry.waiting_since, entry.escalate_at = self.progress, None
         self._change(entry)
-
-    def waiting_entry(self, rid: str, arrival: int, prompt_tokens: int) -> ProgramEntry:
-        """The entry a waiting request is ordered by: its program's, or its own if it has none."""
-        entry = self._program_of.get(rid) or self._plain.get(rid)
-        if entry is None:
-            entry = ProgramEntry(ProgramKey("", rid), arrival, prompt_tokens)
-            entry.rids[rid] = None
-            entry.waiting.add(rid)
-            entry.waiting_since = self.progress
-            self._plain[rid] = entry
-            self._change(entry)
-        return entry
 
     def admit(self, rid: str) -> None:
         """A request leaves the waiting queue for the running batch."""
@@ -231,7 +234,7 @@ class ProgramTable:
         entry = self._program_of.get(rid)
         if entry is None or rid not in entry.waiting:
             return
-        entry.waiting.discard(rid)
+        entry.waiting.pop(rid, None)
         entry.running[rid] = self.step
         if not entry.waiting:
             _end_wait(entry)
@@ -259,7 +262,7 @@ class ProgramTable:
         return frozenset(entry.rids) if entry else frozenset()
 
     def all_rids(self) -> list[str]:
-        return list(self._program_of)
+        return [*self._program_of, *self._plain]
 
     def retire(self, rid: str, tokens: int, completed: bool = False) -> None:
         """A request is gone, having generated `tokens`; `completed`: it ended by itself.
@@ -273,7 +276,7 @@ class ProgramTable:
         if entry is None:
             return
         del entry.rids[rid]
-        entry.waiting.discard(rid)
+        entry.waiting.pop(rid, None)
         entry.running.pop(rid, None)
         if not entry.waiting:
             _end_wait(entry)

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_dynasor.scheduling import ProgramKey, ProgramTable, draw, surplus_running
+from support.slot_engine import FakeRequest
 
 
 def offering(
@@ -25,7 +26,7 @@ def run_branches(table: ProgramTable, key: ProgramKey, count: int) -> list[str]:
     rids = [f"{key.program_id}::{index}" for index in range(count)]
     for rid in rids:
         table.add(key, rid)
-        table.enqueue(rid)
+        table.enqueue(FakeRequest(rid))
         table.admit(rid)
     return rids
 

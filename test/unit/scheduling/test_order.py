@@ -78,7 +78,7 @@ def test_a_nearly_certain_program_is_nearly_done() -> None:
         key = ProgramKey("", name)
         table.open(key, "self_consistency", 8, 16)
         table.add(key, f"{name}::0")
-        table.enqueue(f"{name}::0")
+        table.enqueue(FakeRequest(f"{name}::0"))
         table.report(key, certaindex=certaindex, needed=None, worth=1.0, values=(), draws_seen=0)
     work = {entry: table.remaining_tokens(entry) for entry in table.changed.values()}
     by_name = {entry.key.program_id: tokens for entry, tokens in work.items()}
@@ -267,11 +267,30 @@ def test_an_escalated_program_is_overtaken_by_nobody_who_came_to_patience_later(
 
 def test_retracted_requests_go_back_to_their_program() -> None:
     engine = SlotEngine(2, "gang")
-    (rid,) = engine.send("a", [9])
+    engine.send("a", [9])
     engine.step()
     engine.send("b", [9] * 2)
     request = engine.running.pop()
-    engine.table.enqueue(rid)
-    engine.queue.append(FakeRequest(rid, request.length, request.arrival))
+    engine.table.enqueue(request)
+    engine.queue.append(request)
     assert order_of(engine) == ["a", "b", "b"]
     assert isinstance(engine.order, ProgramOrder)
+
+
+def test_a_request_that_came_while_no_program_was_there_is_ordered_all_the_same() -> None:
+    engine = SlotEngine(1, "gang-sjf")
+    plain = FakeRequest("plain::0", 1, engine.table.next_arrival())
+    engine.queue.append(plain)  # upstream's own: the table has not heard of it
+    engine.send("p", [9] * 4)
+    assert order_of(engine) == ["plain"] + ["p"] * 4
+
+
+def test_requests_that_are_held_back_stay_out_of_the_queue() -> None:
+    engine = SlotEngine(1, "gang-sjf")
+    engine.send("a", [9] * 3)
+    held = engine.queue.pop()
+    engine.send("b", [9])
+    assert order_of(engine) == ["b", "a", "a"]
+    engine.queue.append(held)
+    engine.send("c", [9])
+    assert order_of(engine) == ["b", "c", "a", "a", "a"]

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from sglang_dynasor.scheduling import ProgramKey, ProgramTable, draw
 from sglang_dynasor.scheduling.program_table import REMEMBERED_PROGRAMS
+from support.slot_engine import FakeRequest
 
 KEYS = [ProgramKey(tenant, name) for tenant in ("", "t") for name in ("p", "q")]
 
@@ -63,7 +64,7 @@ class TableMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def enqueue(self, data: st.DataObject) -> None:
         rid = data.draw(st.sampled_from(sorted(self.live)))
-        self.table.enqueue(rid)
+        self.table.enqueue(FakeRequest(rid))
         self.state[rid] = "waiting"
 
     @precondition(lambda self: self.live)
@@ -195,3 +196,14 @@ def test_programs_that_do_not_come_back_are_forgotten_in_the_end() -> None:
         table.add(ProgramKey("", f"other{index}"), f"r{index}")
         table.retire(f"r{index}", 1)
     assert table.add(KEYS[0], "b") is not first
+
+
+def test_a_plain_request_that_waits_is_followed_after_the_last_program_has_gone() -> None:
+    table = ProgramTable()
+    table.add(KEYS[0], "a")
+    table.enqueue(FakeRequest("plain"))
+    table.retire("a", 3)
+    assert len(table) == 0 and table
+    assert table.all_rids() == ["plain"]
+    table.admit("plain")
+    assert not table
