@@ -30,9 +30,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+
 from attention import MODEL, ROOT, describe_run, read_prompts
 from overhead_worker import Worker
-
 from sglang_dynasor.models import smollm2
 
 RESULTS = ROOT / "benchmark" / "results" / "overhead.csv"

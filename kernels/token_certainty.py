@@ -56,9 +56,9 @@ def token_certainty(logits: torch.Tensor, top_k: int = 20) -> torch.Tensor:
 
         return token_certainty_triton(logits, top_k)
     if logits.device.type == "cpu" and logits.numel() <= _SMALL:
-        rows = logits.detach().float()
-        if np.isfinite(rows.numpy()).all():
-            return _small(rows, top_k)
+        values = _small(logits.detach().float(), top_k)
+        if np.isfinite(values).all():
+            return torch.from_numpy(values)
     return _torch(logits, top_k)
 
 
@@ -73,26 +73,31 @@ def _check(logits: torch.Tensor, top_k: int) -> None:
         raise ValueError(f"top_k: expected 1 to {MAX_TOP_K}, got {top_k}")
 
 
-def _small(logits: torch.Tensor, top_k: int) -> torch.Tensor:
-    """The same for few finite values on the CPU, where calling torch costs more than computing."""
+@np.errstate(all="ignore")
+def _small(logits: torch.Tensor, top_k: int) -> np.ndarray:
+    """The same for few values on the CPU, where calling torch costs more than computing.
+
+    Not finite in a row that has an entry which is not.
+    """
     size = logits.shape[1]
     top = _largest(logits, max(top_k, 2)).numpy()
-    largest = top[:, 0]
-    top = top - largest[:, None]
-    x = logits.numpy() - largest[:, None]
+    largest = top[:, :1]
+    x = logits.numpy() - largest
+    top = top - largest
     e = np.exp(x)
-    p1 = 1.0 / e.sum(1)
-    log_total = -np.log(p1)
+    total = e.sum(1)
+    log_total = np.log(total)
+    p1 = 1.0 / total
     out = np.empty((len(x), len(COLUMNS)), np.float32)
     out[:, 0] = log_total - np.einsum("ij,ij->i", e, x) * p1
-    out[:, 1] = largest + log_total
+    out[:, 1] = largest[:, 0] + log_total
     out[:, 2] = p1
     out[:, 3] = p1 - np.exp(top[:, 1]) * p1 if size > 1 else p1
-    out[:, 4] = log_total - x.sum(1) * (1.0 / size) - math.log(size)
+    out[:, 4] = log_total - (x.sum(1) * (1.0 / size) + math.log(size))
     out[:, 5] = log_total - top[:, :top_k].sum(1) * (1.0 / min(top_k, size))
-    np.maximum(out[:, 0], 0.0, out=out[:, 0])  # rounding may leave -1e-7
-    np.maximum(out[:, 4:], 0.0, out=out[:, 4:])
-    return torch.from_numpy(out)
+    out[:, ::4] = np.maximum(out[:, ::4], 0.0)  # rounding may leave -1e-7
+    out[:, 5] = np.maximum(out[:, 5], 0.0)
+    return out
 
 
 def _torch(logits: torch.Tensor, top_k: int) -> torch.Tensor:
