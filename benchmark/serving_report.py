@@ -291,7 +291,8 @@ def draw_ladder(pyplot: Any, done: Measurements, options: argparse.Namespace) ->
             bars = axes.barh(places + offset, values, 0.38, label=statistic)
             axes.bar_label(bars, fmt="%.2f", fontsize=7, padding=2)
         axes.set_yticks(places, [label for label, _ in steps], fontsize=8)
-        axes.set(xlabel="latency, s", title=f"load {load}", xscale="log")
+        axes.set(xlabel="latency, s", title=f"load {load}")
+        axes.margins(x=0.12)  # room for the figures
         axes.legend(fontsize=7)
     np.atleast_1d(columns)[0].invert_yaxis()
     return figure
