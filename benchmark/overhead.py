@@ -179,9 +179,9 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--tokens", type=int, default=64, help="decode steps per round")
+    parser.add_argument("--tokens", type=int, default=96, help="decode steps per round")
     parser.add_argument(
-        "--prompt-tokens", type=int, nargs=2, default=[16, 64], metavar=("LOW", "HIGH")
+        "--prompt-tokens", type=int, nargs=2, default=[16, 256], metavar=("LOW", "HIGH")
     )
     parser.add_argument("--rounds", type=int, default=9, help="measured rounds per arm and start")
     parser.add_argument("--starts", type=int, default=2, help="fresh pairs of engines")
