@@ -76,8 +76,11 @@ class ProgramEntry:
 
     @property
     def underway(self) -> int:
-        """Branches drawn that its last report did not know of."""
-        return self.drawn - self.draws_seen
+        """Branches drawn that its last report did not know of.
+
+        A report counts the draws of all data-parallel replicas, this table only its own.
+        """
+        return max(0, self.drawn - self.draws_seen)
 
     @property
     def started(self) -> bool:

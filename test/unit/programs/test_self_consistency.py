@@ -76,11 +76,11 @@ def test_branch_bounds_always_hold(
 
 @settings(max_examples=150, deadline=None)
 @given(samples_of_a_program, rules, grant_lists)
-def test_shadow_runs_every_branch_and_notes_what_acting_does(
+def test_shadow_runs_every_branch_and_notes_what_acting_in_rounds_does(
     samples: list[FakeSample], rule: dict[str, Any], grants: str
 ) -> None:
     shadow, _ = run(samples, mode="shadow", grants=grants, **rule)
-    acting, client = run(samples, grants=grants, **rule)
+    acting, client = run(samples, grants=grants, **(rule if grants else {"draw": "rounds", **rule}))
     noted = shadow.outcome.shadow
     assert noted is not None and acting.outcome.shadow is None
     assert shadow.outcome.stop_reason == "completed"

@@ -77,6 +77,13 @@ def test_an_offer_that_crosses_a_draw_on_its_way_does_not_offer_the_drawn_again(
     assert table.offered == 1
 
 
+def test_draws_of_another_replica_make_no_room_here() -> None:
+    table = ProgramTable()
+    offering(table, "a", (0.5, 0.4, 0.3), draws_seen=5)
+    assert table.offered == 3
+    assert drawn(table, 2) == {"a": 2}
+
+
 def test_without_room_nothing_is_drawn() -> None:
     table = ProgramTable()
     offering(table, "a", (0.5,))
