@@ -10,8 +10,7 @@ import pytest
 
 from sglang_dynasor import Program, ProgramResult
 from sglang_dynasor.models import default_model_path
-from support.pool import Pool, pool_of
-from support.waiting import wait_until
+from support.pool import settled_pool
 
 if TYPE_CHECKING:
     from sglang_dynasor import DynasorEngine
@@ -46,14 +45,7 @@ def small_engine() -> Iterator[DynasorEngine]:
 def engine(small_engine: DynasorEngine) -> Iterator[DynasorEngine]:
     """The engine; afterwards nothing of the test is left in it."""
     yield small_engine
-
-    def at_rest() -> Pool | None:
-        pool = pool_of(small_engine)
-        return pool if pool.requests == 0 and pool.protected_tokens == 0 else None
-
-    pool = wait_until(at_rest, "the pool is at rest")
-    assert (pool.programs, pool.offered) == (0, 0)
-    assert pool.available_tokens + pool.evictable_tokens == POOL_TOKENS
+    settled_pool(small_engine, POOL_TOKENS)
 
 
 def run(engine: DynasorEngine, scenario: Coroutine[Any, Any, Any]) -> Any:

@@ -41,7 +41,7 @@ def emptied_pool(engine: Any) -> Pool:
     return pool
 
 
-def settled_pool(engine: Any) -> Pool:
+def settled_pool(engine: Any, capacity: int = POOL_TOKENS) -> Pool:
     """The pool once no request is left. Fails when anything stays locked or is lost."""
 
     def at_rest() -> Pool | None:
@@ -50,7 +50,7 @@ def settled_pool(engine: Any) -> Pool:
 
     pool = wait_until(at_rest, "the pool is at rest")
     assert (pool.programs, pool.offered) == (0, 0)
-    assert pool.available_tokens + pool.evictable_tokens == POOL_TOKENS
+    assert pool.available_tokens + pool.evictable_tokens == capacity
     return pool
 
 
