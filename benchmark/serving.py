@@ -8,7 +8,7 @@ a recorded trace) and the same draws, so that branch i of a problem is the same 
 - lpm_fixed, fcfs_fixed: the stock engine under either policy, 16 requests a program, majority vote;
 - client_side: a loop over the stock engine (lpm): rounds of 4, 3, 3 and 6, Beta rule, aborts;
 - gang_fixed, gang_sjf_fixed: our engine, order of programs only: all 16 branches run;
-- certaindex_lpm, certaindex_gang: our stopping under upstream's order and under gangs;
+- certaindex_lpm, certaindex_gang: our stopping in rounds, under upstream's order and under gangs;
 - full: the defaults of the package, or `--full '{"policy": "value"}'`.
 
 lpm_fixed always runs, and first: its closed-loop throughput is the capacity of which `--loads` are

@@ -35,8 +35,8 @@ SYSTEMS = {
     "client_side": System("loop", "lpm"),
     "gang_fixed": System("program", settings={"policy": "gang"}, fields=NEVER_STOPS),
     "gang_sjf_fixed": System("program", settings={"policy": "gang-sjf"}, fields=NEVER_STOPS),
-    "certaindex_lpm": System("program", "lpm", settings={"policy": "lpm"}),
-    "certaindex_gang": System("program", settings={"policy": "gang"}),
+    "certaindex_lpm": System("program", "lpm", settings={"policy": "lpm", "draw": "rounds"}),
+    "certaindex_gang": System("program", settings={"policy": "gang", "draw": "rounds"}),
     "full": System("program"),
 }
 
