@@ -9,7 +9,7 @@ a recorded trace) and the same draws, so that branch i of a problem is the same 
 - client_side: a loop over the stock engine (lpm): rounds of 4, 3, 3 and 6, Beta rule, aborts;
 - gang_fixed, gang_sjf_fixed: our engine, order of programs only: all 16 branches run;
 - certaindex_lpm, certaindex_gang: our stopping in rounds, under upstream's order and under gangs;
-- full: the defaults of the package, or `--full '{"policy": "value"}'`.
+- full: the defaults of the package with speculative_share 0.5, or `--full '{"policy": "value"}'`.
 
 lpm_fixed always runs, and first: its closed-loop throughput is the capacity of which `--loads` are
 multiples, and a program's deadline is 3 times the mean latency of its difficulty there, one program

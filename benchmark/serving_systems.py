@@ -37,7 +37,7 @@ SYSTEMS = {
     "gang_sjf_fixed": System("program", settings={"policy": "gang-sjf"}, fields=NEVER_STOPS),
     "certaindex_lpm": System("program", "lpm", settings={"policy": "lpm", "draw": "rounds"}),
     "certaindex_gang": System("program", settings={"policy": "gang", "draw": "rounds"}),
-    "full": System("program"),
+    "full": System("program", settings={"speculative_share": 0.5}),
 }
 
 

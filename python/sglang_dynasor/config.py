@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -66,7 +67,7 @@ class DynasorConfig(BaseModel):
         "per token of its own expected work",
     )
     speculative_share: float = Field(
-        0.5,
+        0.0,
         ge=0,
         le=1,
         description="offered branches are drawn while nothing waits and less than this share of "
@@ -212,6 +213,19 @@ class DynasorConfig(BaseModel):
     def to_environment(self) -> None:
         """Publish to the processes started from here on."""
         os.environ[CONFIG_VARIABLE] = self.model_dump_json(exclude_unset=True)
+
+    @contextmanager
+    def in_environment(self) -> Iterator[None]:
+        """Publish to the processes started inside the block only: the next engine has its own."""
+        before = os.environ.get(CONFIG_VARIABLE)
+        self.to_environment()
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[CONFIG_VARIABLE]
+            else:
+                os.environ[CONFIG_VARIABLE] = before
 
 
 def _environment_fields() -> dict[str, Any]:

@@ -30,10 +30,10 @@ class DynasorEngine(Engine):
         config = (
             DynasorConfig.from_environment() if dynasor is None else DynasorConfig.parse(dynasor)
         )
-        config.to_environment()
-        load_plugins()
-        check_this_process()
-        super().__init__(**kwargs)
+        with config.in_environment():
+            load_plugins()
+            check_this_process()
+            super().__init__(**kwargs)
 
     def run(self, program: Program) -> ProgramResult:
         """Run one program to its answer. Raises ValueError for a malformed one."""

@@ -140,8 +140,8 @@ def test_shadow_mode_runs_everything_and_changes_nothing(server_url: str) -> Non
     assert noted["stop_reason"] in ("certain", "decided", "completed")
 
 
-def test_what_shadow_notes_is_what_acting_does(server_url: str) -> None:
-    fields = {**RUN, "max_branches": 8}
+def test_what_shadow_notes_is_what_acting_in_rounds_does(server_url: str) -> None:
+    fields = {**RUN, "max_branches": 8, "draw": "rounds"}
     shadow = ask(server_url, "57+68", extra_body={"dynasor": {**fields, "mode": "shadow"}})
     acting = ask(server_url, "57+68", extra_body={"dynasor": fields})
     noted, report = report_of(shadow)["shadow"], report_of(acting)

@@ -125,7 +125,11 @@ def test_no_measured_request_is_left_behind(engine: DynasorEngine) -> None:
     endless = {**SAMPLED, "max_new_tokens": 300, "ignore_eos": True}
     stream = engine.generate(PROMPT, sampling_params=endless, program=MEASURED, stream=True)
     next(iter(stream))
-    engine.tokenizer_manager.abort_request(abort_all=True)
+
+    async def abort_all() -> None:
+        engine.tokenizer_manager.abort_request(abort_all=True)
+
+    engine.loop.run_until_complete(abort_all())
     list(stream)
     assert wait_until(lambda: measured_requests(engine) == 0, "aborted requests are forgotten")
 

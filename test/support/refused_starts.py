@@ -34,11 +34,13 @@ def refused_launches() -> dict[str, str]:
         owner_path, _, name = hook.target.rpartition(".")
         owner = pkgutil.resolve_name(owner_path)
         patched = vars(owner)[name]
-        original: Any = (
-            pkgutil.resolve_name(hook.ours).__bases__[0]
-            if hook.kind == "replace"
-            else classmethod(patched.__func__.__wrapped__)
-        )
+        original: Any
+        if hook.kind == "replace":
+            original = pkgutil.resolve_name(hook.ours).__bases__[0]
+        elif isinstance(patched, classmethod):
+            original = classmethod(patched.__func__.__wrapped__)
+        else:
+            original = patched.__wrapped__
         setattr(owner, name, original)
         try:
             launch_server.main(["--model-path", sys.argv[1]])

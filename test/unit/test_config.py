@@ -244,3 +244,13 @@ def test_grouping_by_embeddings_is_refused_without_its_package(
         DynasorConfig.parse({"embeddings_threshold": 0.75})
     monkeypatch.setattr("sglang_dynasor.config.find_spec", lambda name: "found")
     assert DynasorConfig.parse({"embeddings_threshold": 0.75}).embeddings_threshold == 0.75
+
+
+def test_settings_of_one_engine_are_not_those_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(CONFIG_VARIABLE, raising=False)
+    with DynasorConfig(rule="beta").in_environment():
+        assert DynasorConfig.from_environment().rule == "beta"
+        with DynasorConfig(max_branches=4).in_environment():
+            assert DynasorConfig.from_environment() == DynasorConfig(max_branches=4)
+        assert DynasorConfig.from_environment().rule == "beta"
+    assert DynasorConfig.from_environment() == DynasorConfig()
