@@ -126,3 +126,27 @@ def with_carrier(sampling_params: dict[str, Any] | None, fields: dict[str, Any])
     params = sampling_params or {}
     custom = params.get("custom_params") or {}
     return {**params, "custom_params": {**custom, CARRIER: fields}}
+
+
+def refuse_unsupported_request(obj: GenerateReqInput, specs: list[ProgramSpec | None]) -> None:
+    """Raise ValueError for what a server-side program cannot take yet, naming the field."""
+    params = obj.sampling_params
+    if obj.stream:
+        raise ValueError("stream: not supported together with dynasor.algorithm")
+    if len(specs) != 1 or isinstance(obj.text, list) or _is_nested(obj.input_ids):
+        raise ValueError("prompt: a program with dynasor.algorithm takes exactly one prompt")
+    if isinstance(params, dict) and (params.get("n") or 1) != 1:
+        raise ValueError("n: must be 1 together with dynasor.algorithm; see dynasor.max_branches")
+    if obj.input_embeds is not None or obj.contains_mm_input():
+        raise ValueError("input: dynasor.algorithm takes text or token ids only")
+    if obj.session_params is not None:
+        raise ValueError("session_params: not supported together with dynasor.algorithm")
+    if obj.text is None and not obj.input_ids:
+        raise ValueError("prompt: a program needs text or input_ids")
+    seed = params.get("sampling_seed") if isinstance(params, dict) else None
+    if seed is not None and not isinstance(seed, int):
+        raise ValueError(f"seed: must be an integer, got {type(seed).__name__}")
+
+
+def _is_nested(input_ids: Any) -> bool:
+    return bool(input_ids) and isinstance(input_ids[0], list)

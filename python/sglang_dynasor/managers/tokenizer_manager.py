@@ -23,25 +23,29 @@ from sglang.utils import TypeBasedDispatcher
 
 from sglang_dynasor.certaindex import MathEquality
 from sglang_dynasor.config import DynasorConfig
-from sglang_dynasor.managers.certainty_report import SUMMARY, VALUES, note_streamed, take_certainty
+from sglang_dynasor.managers.certainty_report import SUMMARY, VALUES, note_streamed
 from sglang_dynasor.managers.engine_branches import EngineBranches
 from sglang_dynasor.managers.program_messages import (
-    CARRIER,
     CERTAINTY,
     DrawBranchesReqOutput,
     EndProgramReqInput,
     EndProgramReqOutput,
     ReportProgramReqInput,
 )
+from sglang_dynasor.managers.program_output import (
+    add_certainty,
+    add_member_report,
+    program_output,
+)
 from sglang_dynasor.managers.request_fields import (
     branch_params,
     read_program_fields,
+    refuse_unsupported_request,
     stamp,
     tenant_of,
 )
 from sglang_dynasor.programs import (
     Offer,
-    ProgramRun,
     ProgramSpec,
     Step,
     build_report,
@@ -163,7 +167,7 @@ class DynasorTokenizerManager(TokenizerManager):
             )
         async for output in super().generate_request(obj, request):
             if any(members):
-                _add_member_report(output, members, self._unmeasured)
+                add_member_report(output, members, self._unmeasured)
                 if obj.stream:
                     note_streamed(obj, output, self.incremental_streaming_output)
             yield output
@@ -204,7 +208,7 @@ class DynasorTokenizerManager(TokenizerManager):
         request: Request | None,
     ) -> dict[str, Any]:
         self.auto_create_handle_loop()
-        _refuse_unsupported_request(obj, specs)
+        refuse_unsupported_request(obj, specs)
         assert specs[0] is not None
         spec = specs[0].resolve(self.dynasor_config)
         assert spec.program_id is not None
@@ -240,10 +244,10 @@ class DynasorTokenizerManager(TokenizerManager):
             self._draw_handlers.pop(key, None)
         seconds = time.perf_counter() - started
         report = build_report(spec, run, len(input_ids), seconds)
-        _add_certainty(report, spec, client, run)
+        add_certainty(report, spec, client, run)
         if spec.wants_certainty and self._unmeasured:
             report["inactive"] = {**report["inactive"], VALUES: self._unmeasured}
-        return _program_output(client, run, report, self.config_value("weight_version"))
+        return program_output(client, run, report, self.config_value("weight_version"))
 
     async def end_program(self, key: ProgramKey) -> dict[str, int]:
         """End a program in the scheduler; returns the tokens of its live requests by rid."""
@@ -294,91 +298,3 @@ def _member_params(
     # The server's default says nothing of how many requests this client will send.
     expected = given.max_branches or 0
     return branch_params(spec, tenant, 0)._replace(max_branches=expected).to_custom_params()
-
-
-def _add_member_report(
-    output: Any, members: list[ProgramSpec | None], unmeasured: str | None
-) -> None:
-    """Tell a client-driven program its id, which may have been minted here, and its certainty.
-
-    `unmeasured` is why this engine has none.
-    """
-    outputs = output if isinstance(output, list) else [output]
-    for position, item in enumerate(outputs):
-        index = item.get("index", position)
-        spec = members[index] if index < len(members) else members[0]
-        if spec is not None:
-            report = {
-                "program_id": spec.program_id,
-                "algorithm": spec.algorithm,
-                "mode": spec.mode,
-                **take_certainty(item["meta_info"]),
-            }
-            if spec.wants_certainty and unmeasured:
-                report["inactive"] = {VALUES: unmeasured}
-            item["meta_info"][CARRIER] = report
-
-
-def _add_certainty(
-    report: dict[str, Any], spec: ProgramSpec, client: EngineBranches, run: ProgramRun
-) -> None:
-    """Put what was measured into a program's report: of the branch that answers, and of each."""
-    taken = {index: take_certainty(output["meta_info"]) for index, output in client.outputs.items()}
-    if not spec.token_certainty:
-        return
-    if run.outcome.branch is not None:
-        report.update(taken[run.outcome.branch])
-    for details in report.get("branch_details", ()):
-        details.update(taken.get(details["branch"], {}))
-
-
-def _refuse_unsupported_request(obj: GenerateReqInput, specs: list[ProgramSpec | None]) -> None:
-    """Raise ValueError for what a server-side program cannot take yet, naming the field."""
-    params = obj.sampling_params
-    if obj.stream:
-        raise ValueError("stream: not supported together with dynasor.algorithm")
-    if len(specs) != 1 or isinstance(obj.text, list) or _is_nested(obj.input_ids):
-        raise ValueError("prompt: a program with dynasor.algorithm takes exactly one prompt")
-    if isinstance(params, dict) and (params.get("n") or 1) != 1:
-        raise ValueError("n: must be 1 together with dynasor.algorithm; see dynasor.max_branches")
-    if obj.input_embeds is not None or obj.contains_mm_input():
-        raise ValueError("input: dynasor.algorithm takes text or token ids only")
-    if obj.session_params is not None:
-        raise ValueError("session_params: not supported together with dynasor.algorithm")
-    if obj.text is None and not obj.input_ids:
-        raise ValueError("prompt: a program needs text or input_ids")
-    seed = params.get("sampling_seed") if isinstance(params, dict) else None
-    if seed is not None and not isinstance(seed, int):
-        raise ValueError(f"seed: must be an integer, got {type(seed).__name__}")
-
-
-def _is_nested(input_ids: Any) -> bool:
-    return bool(input_ids) and isinstance(input_ids[0], list)
-
-
-def _program_output(
-    client: EngineBranches, run: ProgramRun, report: dict[str, Any], weight_version: str
-) -> dict[str, Any]:
-    """One upstream-shaped result: the branch that stands for the answer, the program's counts."""
-    tokens = report["tokens"]
-    if run.outcome.branch is None:
-        output: dict[str, Any] = {
-            "text": "",
-            "output_ids": [],
-            "meta_info": {
-                "finish_reason": {"type": "abort", "message": run.outcome.stop_reason},
-                "cached_tokens": 0,
-                "weight_version": weight_version,
-                "output_token_logprobs": [],  # a request for log probabilities reads it
-            },
-        }
-    else:
-        output = client.outputs[run.outcome.branch]
-    output["meta_info"].update(
-        id=report["program_id"],
-        prompt_tokens=tokens["prompt"],
-        completion_tokens=tokens["total"] - tokens["prompt"],
-        e2e_latency=report["seconds"],
-        dynasor=report,
-    )
-    return output

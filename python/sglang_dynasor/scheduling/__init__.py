@@ -3,13 +3,13 @@
 from sglang_dynasor.scheduling.cost import TokenPrior
 from sglang_dynasor.scheduling.offers import draw, surplus_running
 from sglang_dynasor.scheduling.order import POLICY_KEYS, ProgramOrder
-from sglang_dynasor.scheduling.program_table import (
+from sglang_dynasor.scheduling.program_entry import (
     EndedProgram,
     ProgramEntry,
     ProgramKey,
-    ProgramTable,
     WaitingRequest,
 )
+from sglang_dynasor.scheduling.program_table import ProgramTable
 
 __all__ = [
     "POLICY_KEYS",

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import heapq
 
-from sglang_dynasor.scheduling.program_table import ProgramEntry, ProgramKey, ProgramTable
+from sglang_dynasor.scheduling.program_entry import ProgramEntry, ProgramKey
+from sglang_dynasor.scheduling.program_table import ProgramTable
 
 
 def draw(table: ProgramTable, room: int) -> list[tuple[ProgramKey, int]]:

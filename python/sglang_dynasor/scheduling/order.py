@@ -18,7 +18,8 @@ from collections.abc import Callable
 from operator import attrgetter
 from typing import Any, TypeAlias
 
-from sglang_dynasor.scheduling.program_table import ProgramEntry, ProgramTable
+from sglang_dynasor.scheduling.program_entry import ProgramEntry
+from sglang_dynasor.scheduling.program_table import ProgramTable
 
 PolicyKey: TypeAlias = Callable[[ProgramTable, ProgramEntry], tuple[float, ...]]
 
