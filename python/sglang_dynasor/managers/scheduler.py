@@ -139,10 +139,12 @@ class DynasorScheduler(CertaintyScheduler):
         table = self.program_table
         if not table.with_surplus():
             return
+        running = [req for req in self.collect_inflight_reqs() if not req.finished()]
         wait = sum(not table.is_late(req.rid) for req in self.waiting_queue)
+        wait -= sum(req.to_finish is not None for req in running)  # these make room in a moment
         rids = set(surplus_running(table, wait))
-        for req in self.collect_inflight_reqs() if rids else ():
-            if req.rid in rids and not req.finished():
+        for req in running:
+            if req.rid in rids:
                 req.skip_radix_cache_insert = True
                 req.to_finish = FINISH_ABORT(SURPLUS_MESSAGE)
                 table.give_up(req.rid)
