@@ -61,7 +61,7 @@ BASE = "lpm_fixed"
 RATED = (BASE, "client_side", "full")  # whose highest rate is searched
 DEADLINE_FACTOR = 3.0
 UNLOADED_PER_DIFFICULTY = 6
-SEARCH_SHARE = 0.75  # of the programs of a run, in each step of a search
+SEARCH_SHARE = 2 / 3  # of the programs of a run, in each step of a search
 WARM_UP_PROBLEMS = 16
 CLOSED_LIMIT_S = 1800.0
 
@@ -198,8 +198,8 @@ class Benchmark:
 
 
 def _programs_at(load: float, programs: int) -> int:
-    """Beyond capacity the queue grows as long as programs arrive: half as many again."""
-    return programs if load <= 1 else programs * 3 // 2
+    """Beyond capacity the queue grows as long as programs arrive: twice as many."""
+    return programs if load <= 1 else programs * 2
 
 
 def _alone(problems: list[Problem]) -> list[int]:
@@ -217,7 +217,7 @@ def parse_options() -> argparse.Namespace:
     add_sampling_flags(parser)
     parser.add_argument("--systems", default=",".join(SYSTEMS), help="names, commas between them")
     parser.add_argument("--full", default="{}", help="settings of full as JSON, see DynasorConfig")
-    parser.add_argument("--programs", type=int, default=200, help="per run; x 1.5 beyond load 1")
+    parser.add_argument("--programs", type=int, default=150, help="per run; x 2 beyond load 1")
     parser.add_argument("--max-branches", type=int, default=16)
     parser.add_argument("--loads", default="0.5,0.9,1.2", help="multiples of the capacity")
     parser.add_argument("--arrival-seeds", type=int, default=1, help="how many (default: 1)")

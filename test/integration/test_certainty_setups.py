@@ -1,4 +1,7 @@
-"""Every token is measured once, under the right request, in setups that disturb the batch."""
+"""Measuring and ordering in setups that disturb the batch or spread it over processes.
+
+Every token is measured once, under the right request; ranks that ordered differently would hang.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from sglang_dynasor import DynasorEngine, Program
 from sglang_dynasor.certaindex import CERTAINTY_GROUP_TOKENS
 from sglang_dynasor.models import default_model_path
 from support.certainty import PRUNED_AT_ONCE, WITH_LOGPROBS, assert_measured, assert_pruned
+from support.endless import assert_ran_in_full, endless_program
 
 CHUNK_TOKENS = 32
 pytestmark = [
@@ -48,7 +52,7 @@ def prompts(count: int) -> list[str]:
         pytest.param("dp2", marks=pytest.mark.slow),
     ],
 )
-def test_every_token_is_measured(setup: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_token_is_measured_and_every_program_ends(setup: str, monkeypatch: pytest.MonkeyPatch) -> None:
     environment, arguments = SETUPS[setup]
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -58,15 +62,17 @@ def test_every_token_is_measured(setup: str, monkeypatch: pytest.MonkeyPatch) ->
         random_seed=1,
         max_total_tokens=8192,
         chunked_prefill_size=CHUNK_TOKENS,
+        dynasor={"speculative_share": 1.0},
         **arguments,
     )
     try:
-        check(engine, retracts="SGLANG_TEST_RETRACT" in environment)
+        check_certainty(engine, retracts="SGLANG_TEST_RETRACT" in environment)
+        check_order(engine)
     finally:
         engine.shutdown()
 
 
-def check(engine: DynasorEngine, retracts: bool) -> None:
+def check_certainty(engine: DynasorEngine, retracts: bool) -> None:
     asked = prompts(16)
     params = [
         {
@@ -92,3 +98,10 @@ def check(engine: DynasorEngine, retracts: bool) -> None:
     endless = {"temperature": 1.0, "max_new_tokens": 100, "ignore_eos": True}
     program = Program(prompt="12+34", sampling_params=endless, dynasor=PRUNED_AT_ONCE)
     assert_pruned(engine.run(program).report, CERTAINTY_GROUP_TOKENS)
+
+
+def check_order(engine: DynasorEngine) -> None:
+    """More branches than the pool holds, some of them drawn by the engine, some of them retracted."""
+    program = endless_program(8, 60, draw="offer", min_branches=1)
+    results = engine.run_batch([program] * 24, branches_in_flight=24 * 8)
+    assert_ran_in_full(results, 8, 60)

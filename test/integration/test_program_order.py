@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from sglang_dynasor import Program, ProgramResult
+from sglang_dynasor import Program
 from sglang_dynasor.models import default_model_path
+from support.endless import PROMPT, assert_ran_in_full, endless_program
 from support.pool import settled_pool
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ pytestmark = pytest.mark.own_engine
 
 PLACES = 4
 POOL_TOKENS = 1024
-PROMPT = "12+34"
 LONG_PROMPT = "+".join(str(10 + 3 * i % 87) for i in range(60))  # 179 tokens: three chunks
 
 
@@ -118,28 +118,6 @@ def test_a_plain_request_does_not_wait_for_large_programs(engine: DynasorEngine)
         return (await finishing_order(tasks))[PLACES:]
 
     assert run(engine, scenario())[0] == "plain"
-
-
-def endless_program(branches: int, tokens: int, prompt: str = PROMPT, **fields: Any) -> Program:
-    """All branches run to `tokens`: none gives an answer, nothing is settled early."""
-    return Program(
-        prompt=prompt,
-        sampling_params={"max_new_tokens": tokens, "ignore_eos": True, "temperature": 1.0},
-        dynasor={
-            "algorithm": "self_consistency",
-            "max_branches": branches,
-            "rule": "decided",
-            **({} if "draw" in fields else {"grants": str(branches)}),
-            **fields,
-        },
-    )
-
-
-def assert_ran_in_full(results: list[ProgramResult], branches: int, tokens: int) -> None:
-    for result in results:
-        assert result.error is None
-        assert result.report["branches"]["finished"] == branches
-        assert result.report["tokens"]["branch"] == branches * tokens
 
 
 def test_a_gang_larger_than_the_pool_enters_partly_and_ends(engine: DynasorEngine) -> None:

@@ -7,14 +7,16 @@ the branch, and the same tokens give the same bits on every tensor-parallel rank
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from sglang_dynasor.certaindex.token_certainty import CERTAINTY_GROUP_TOKENS, TokenCertainty
 
+MEASURES = ("confidence", "entropy", "self_certainty")  # the columns of `CertaintyTable.add`
 RECENT_TOKENS = 256
 FIXED_POINT = 1 << 24  # steps per nat: finer than the float32 of the measurement
 _MAX_NATS = float(1 << 14)
 _NEVER = np.iinfo(np.int64).max
+_CONFIDENCE, _ENTROPY, _SELF_CERTAINTY = range(len(MEASURES))
 
 Slots = NDArray[np.int64]
 
@@ -35,12 +37,12 @@ class CertaintyTable:
         self._free = list(reversed(range(initial_slots)))
         self._open = np.zeros(initial_slots, bool)
         self._tokens = np.zeros(initial_slots, np.int64)
-        self._confidence = _SlidingSums(initial_slots, group_tokens)
-        self._entropy = _SlidingSums(initial_slots, group_tokens)
+        # Sums over the group and over the branch, and the values that are in the group.
+        self._window = np.zeros((initial_slots, len(MEASURES)), np.int64)
+        self._total = np.zeros((initial_slots, len(MEASURES)), np.int64)
+        self._ring = np.zeros((initial_slots, group_tokens, len(MEASURES)), np.int64)
         self._lowest = np.full(initial_slots, _NEVER)
-        # Sums of what not every caller measures, and of how many tokens.
-        self._self_certainty = np.zeros((initial_slots, 2))
-        self._logprob = np.zeros((initial_slots, 2))
+        self._logprob = np.zeros((initial_slots, 2))  # sum, and of how many tokens
         self._recent = np.full((initial_slots, RECENT_TOKENS), -1, np.int32)
 
     def open(self) -> int:
@@ -50,10 +52,9 @@ class CertaintyTable:
         slot = self._free.pop()
         self._open[slot] = True
         self._tokens[slot] = 0
-        self._confidence.clear(slot)
-        self._entropy.clear(slot)
+        self._window[slot] = self._total[slot] = self._ring[slot] = 0
         self._lowest[slot] = _NEVER
-        self._self_certainty[slot] = self._logprob[slot] = 0
+        self._logprob[slot] = 0
         self._recent[slot] = -1
         return slot
 
@@ -66,38 +67,39 @@ class CertaintyTable:
     def add(
         self,
         slots: Slots,
-        confidence: NDArray[np.floating],
-        entropy: NDArray[np.floating],
+        measures: NDArray[np.floating],
         tokens: NDArray[np.integer],
-        self_certainty: NDArray[np.floating] | None = None,
         logprob: NDArray[np.floating] | None = None,
     ) -> None:
-        """Count one committed token in each of `slots`, which are open and differ; all are [n].
+        """Count one committed token in each of `slots`, which are open and differ, [n].
 
-        `confidence` is DeepConf's -mean(log p) over the likeliest tokens and `entropy` in nats,
-        both clipped to 0 and 16,384, a NaN to 0; `tokens` are ids. `self_certainty` (KL from
-        uniform, nats) and `logprob` of the sampled token are only averaged. Raises ValueError for
-        lengths that differ.
+        `measures` is [n, 3] in nats, columns as in `MEASURES`: DeepConf's -mean(log p) over the
+        likeliest tokens, entropy, and KL from uniform; clipped to 0 and 16,384, a NaN to 0.
+        `tokens` are ids, [n]. `logprob` of the sampled tokens, [n], is only averaged. Raises
+        ValueError for other shapes.
         """
-        n = len(slots)
-        if not n == len(confidence) == len(entropy) == len(tokens):
+        if measures.shape != (len(slots), len(MEASURES)) or len(tokens) != len(slots):
             raise ValueError(
-                f"one confidence, entropy and token per slot: {n} slots, {len(confidence)}, "
-                f"{len(entropy)} and {len(tokens)}"
+                f"one row of {len(MEASURES)} measures and one token per slot: {len(slots)} slots, "
+                f"measures {list(measures.shape)}, {len(tokens)} tokens"
             )
+        clipped = np.fmin(np.fmax(measures, 0), _MAX_NATS)  # fmax takes the number beside a NaN
+        values = np.rint(clipped * float(FIXED_POINT)).astype(np.int64)
         counted = self._tokens[slots]
-        at = slots * self.group_tokens + counted % self.group_tokens
-        groups = self._confidence.add(slots, at, confidence)
-        self._entropy.add(slots, at, entropy)
+        oldest = counted % self.group_tokens
+        windows = self._window[slots] + values - self._ring[slots, oldest]
+        self._ring[slots, oldest] = values
+        self._window[slots] = windows
+        self._total[slots] += values
         self._recent[slots, counted % RECENT_TOKENS] = tokens
         counted += 1
         self._tokens[slots] = counted
+        groups = windows[:, _CONFIDENCE]
         groups[counted < self.group_tokens] = _NEVER
         self._lowest[slots] = np.minimum(self._lowest[slots], groups)
-        if self_certainty is not None:
-            _count(self._self_certainty, slots, self_certainty)
         if logprob is not None:
-            _count(self._logprob, slots, logprob)
+            self._logprob[slots, 0] += logprob
+            self._logprob[slots, 1] += 1
 
     def summary(self, slot: int) -> TokenCertainty | None:
         """Return the fold of an open branch, None before its first token.
@@ -109,15 +111,15 @@ class CertaintyTable:
         if not tokens:
             return None
         in_group = min(tokens, self.group_tokens)
-        tail = _nats(self._confidence.window[slot], in_group)
+        tail = _nats(self._window[slot, _CONFIDENCE], in_group)
         full = tokens >= self.group_tokens
         return TokenCertainty(
             tokens=tokens,
-            mean=_nats(self._confidence.total[slot], tokens),
+            mean=_nats(self._total[slot, _CONFIDENCE], tokens),
             tail=tail,
             lowest_group=_nats(self._lowest[slot], in_group) if full else tail,
-            entropy=_nats(self._entropy.total[slot], tokens),
-            self_certainty=_mean(self._self_certainty[slot]),
+            entropy=_nats(self._total[slot, _ENTROPY], tokens),
+            self_certainty=_nats(self._total[slot, _SELF_CERTAINTY], tokens),
             logprob=_mean(self._logprob[slot]),
         )
 
@@ -127,11 +129,11 @@ class CertaintyTable:
 
     def group_below(self, slots: Slots, bars: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Say whose group is full and its confidence below the bar of `fixed_group`."""
-        return self._full(slots) & (self._confidence.window[slots] < bars)
+        return self._full(slots) & (self._window[slots, _CONFIDENCE] < bars)
 
     def group_entropy_below(self, slots: Slots, floors: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Say whose group is full and its mean entropy below the floor of `fixed_group`."""
-        return self._full(slots) & (self._entropy.window[slots] < floors)
+        return self._full(slots) & (self._window[slots, _ENTROPY] < floors)
 
     def fixed_group(self, nats: float) -> int:
         """Return what a group's sum is where its mean is `nats`: compared without rounding."""
@@ -157,45 +159,10 @@ class CertaintyTable:
         old = self.capacity
         self.capacity = 2 * old
         self._free.extend(reversed(range(old, self.capacity)))
-        self._confidence.grow()
-        self._entropy.grow()
-        for name in ("_open", "_tokens", "_lowest", "_self_certainty", "_logprob", "_recent"):
+        arrays = ("_open", "_tokens", "_window", "_total", "_ring", "_lowest", "_logprob", "_recent")
+        for name in arrays:
             array = getattr(self, name)
             setattr(self, name, np.concatenate([array, array]))  # `open` clears a row
-
-
-class _SlidingSums:
-    """Per slot the sum of the last `length` values and of all, in fixed point."""
-
-    def __init__(self, slots: int, length: int) -> None:
-        self._length = length
-        self._ring = np.zeros(slots * length, np.int64)
-        self.window = np.zeros(slots, np.int64)
-        self.total = np.zeros(slots, np.int64)
-
-    def add(self, slots: Slots, at: NDArray[np.int64], nats: ArrayLike) -> NDArray[np.int64]:
-        """Put the values where the oldest are, and return the sums of the windows."""
-        clipped = np.fmin(np.fmax(nats, 0), _MAX_NATS)  # fmax takes the number beside a NaN
-        values = np.rint(clipped * float(FIXED_POINT)).astype(np.int64)
-        windows: NDArray[np.int64] = self.window[slots] + (values - self._ring[at])
-        self._ring[at] = values
-        self.window[slots] = windows
-        self.total[slots] += values
-        return windows
-
-    def clear(self, slot: int) -> None:
-        self._ring[slot * self._length : (slot + 1) * self._length] = 0
-        self.window[slot] = self.total[slot] = 0
-
-    def grow(self) -> None:
-        for name in ("_ring", "window", "total"):
-            array = getattr(self, name)
-            setattr(self, name, np.concatenate([array, array]))
-
-
-def _count(sums: NDArray[np.float64], slots: Slots, values: NDArray[np.floating]) -> None:
-    sums[slots, 0] += values
-    sums[slots, 1] += 1
 
 
 def _mean(sums: NDArray[np.float64]) -> float | None:

@@ -24,6 +24,7 @@ from sglang.utils import TypeBasedDispatcher
 
 from sglang_dynasor.allocation import BranchRule, BranchRules
 from sglang_dynasor.certaindex import CERTAINTY_GROUP_TOKENS, CertaintyTable
+from sglang_dynasor.certaindex.certainty_table import MEASURES
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.kernels.token_certainty import COLUMNS
 from sglang_dynasor.managers.certainty_observer import CertaintyObserver
@@ -38,9 +39,7 @@ from sglang_dynasor.managers.program_messages import (
 if TYPE_CHECKING:
     from sglang.srt.managers.auxiliary_output import CommittedTokens
 
-_CONFIDENCE = COLUMNS.index("confidence")
-_ENTROPY = COLUMNS.index("entropy")
-_SELF_CERTAINTY = COLUMNS.index("self_certainty")
+_MEASURES = [COLUMNS.index(name) for name in MEASURES]
 
 
 @dataclass(slots=True, eq=False)
@@ -117,14 +116,7 @@ class BranchCertainty:
             values = values[rows]
             chosen_logprob = None if chosen_logprob is None else chosen_logprob[rows]
         slots = np.array([branch.slot for branch in branches])
-        self._table.add(
-            slots,
-            values[:, _CONFIDENCE],
-            values[:, _ENTROPY],
-            np.array(tokens),
-            self_certainty=values[:, _SELF_CERTAINTY],
-            logprob=chosen_logprob,
-        )
+        self._table.add(slots, values[:, _MEASURES], np.array(tokens), chosen_logprob)
         for slot, reason in self._rules.stopped(slots):
             self.stops[self._rid_of[slot]] = reason
         if self._keeping_values:

@@ -26,8 +26,8 @@ def step(
     rules: BranchRules, confidence: dict[int, float], entropy: float = 1.0, token: int = 0
 ) -> list[tuple[int, str]]:
     slots = np.array(list(confidence))
-    values = np.array(list(confidence.values()), np.float32)
-    rules.table.add(slots, values, np.full(len(slots), entropy), np.full(len(slots), token))
+    measures = np.array([(value, entropy, 0.0) for value in confidence.values()], np.float32)
+    rules.table.add(slots, measures, np.full(len(slots), token))
     return rules.stopped(slots)
 
 

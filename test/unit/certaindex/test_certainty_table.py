@@ -17,16 +17,10 @@ reproducible = settings(derandomize=True, deadline=None, max_examples=200)
 nats = st.floats(0, 40, width=32)
 
 
-def add(
-    table: CertaintyTable, slots: list[int], confidence: list[float], entropy: list[float] | None
-) -> None:
-    values = np.array(confidence, np.float32)
-    table.add(
-        np.array(slots),
-        values,
-        values if entropy is None else np.array(entropy, np.float32),
-        np.arange(len(slots)),
-    )
+def add(table: CertaintyTable, slots: list[int], confidence: list[float]) -> None:
+    """One token each, with half the confidence as entropy and a quarter as self-certainty."""
+    measures = np.outer(np.array(confidence, np.float32), np.array([1, 0.5, 0.25], np.float32))
+    table.add(np.array(slots), measures, np.arange(len(slots)))
 
 
 def exact(value: float) -> Fraction:
@@ -47,8 +41,7 @@ def test_the_fold_equals_recomputing_it_whichever_branches_share_a_batch(
     for step in range(max(map(len, branches))):
         running = [i for i, branch in enumerate(branches) if step < len(branch)]
         if running:
-            confidence = [branches[i][step] for i in running]
-            add(table, [slots[i] for i in running], confidence, [value / 2 for value in confidence])
+            add(table, [slots[i] for i in running], [branches[i][step] for i in running])
     for slot, branch in zip(slots, branches, strict=True):
         summary = table.summary(slot)
         if not branch:
@@ -62,6 +55,7 @@ def test_the_fold_equals_recomputing_it_whichever_branches_share_a_batch(
         assert summary.tail == mean(values[-window:])
         assert summary.lowest_group == min(groups)
         assert summary.entropy == mean([exact(value / 2) for value in branch])
+        assert summary.self_certainty == mean([exact(value / 4) for value in branch])
 
 
 def test_a_long_branch_leaves_no_error_in_its_window() -> None:
@@ -69,7 +63,7 @@ def test_a_long_branch_leaves_no_error_in_its_window() -> None:
     table = CertaintyTable(4)
     slot = table.open()
     for value in [16000.123] * 500 + [0.1] * 4:
-        add(table, [slot], [value], None)
+        add(table, [slot], [value])
     summary = table.summary(slot)
     assert summary is not None
     assert summary.tail == summary.lowest_group == mean([exact(float(np.float32(0.1)))])
@@ -81,7 +75,7 @@ def test_only_full_groups_are_compared_with_a_bar() -> None:
     bars = np.array([table.fixed_group(2.0)])
     below = []
     for value in (0.0, 0.0, 5.0, 1.0, 0.0):
-        add(table, [int(slots[0])], [value], None)
+        add(table, [int(slots[0])], [value])
         below.append(bool(table.group_below(slots, bars)[0]))
     assert below == [False, False, True, False, False]  # means 5/3, 2 (met by >=), 2
 
@@ -92,7 +86,7 @@ def test_only_full_groups_are_compared_with_a_bar() -> None:
 def test_a_value_that_is_no_confidence_is_clipped(value: float, counted: float) -> None:
     table = CertaintyTable(2)
     slot = table.open()
-    add(table, [slot], [value], None)
+    add(table, [slot], [value])
     summary = table.summary(slot)
     assert summary is not None and summary.mean == counted
 
@@ -101,12 +95,12 @@ def test_a_slot_that_was_used_before_starts_empty() -> None:
     table = CertaintyTable(2, initial_slots=1)
     slot = table.open()
     for _ in range(3):
-        add(table, [slot], [9.0], None)
+        add(table, [slot], [9.0])
     table.close(slot)
     assert table.open() == slot
     assert table.summary(slot) is None
     assert (table.last_tokens(np.array([slot])) == -1).all()
-    add(table, [slot], [1.0], None)
+    add(table, [slot], [1.0])
     summary = table.summary(slot)
     assert summary is not None and summary.lowest_group == summary.tail == 1.0
 
@@ -114,10 +108,10 @@ def test_a_slot_that_was_used_before_starts_empty() -> None:
 def test_growing_keeps_what_open_branches_have() -> None:
     table = CertaintyTable(2, initial_slots=2)
     first = table.open()
-    add(table, [first], [3.0], None)
+    add(table, [first], [3.0])
     others = [table.open() for _ in range(9)]
     assert table.capacity == 16 and len({first, *others}) == 10
-    add(table, [first, *others], [5.0] * 10, None)
+    add(table, [first, *others], [5.0] * 10)
     summary = table.summary(first)
     assert summary is not None and (summary.tokens, summary.mean) == (2, 4.0)
     assert all(table.summary(slot).tokens == 1 for slot in others)  # type: ignore[union-attr]
@@ -126,32 +120,32 @@ def test_growing_keeps_what_open_branches_have() -> None:
 def test_the_last_tokens_come_newest_first() -> None:
     table = CertaintyTable()
     slots = np.array([table.open()])
-    zero = np.zeros(1)
     for token in range(RECENT_TOKENS + 5):
-        table.add(slots, zero, zero, np.array([token]))
+        table.add(slots, np.zeros((1, 3)), np.array([token]))
         if token == 1:
             assert table.last_tokens(slots)[0, :3].tolist() == [1, 0, -1]
     newest = RECENT_TOKENS + 4
     assert table.last_tokens(slots)[0].tolist() == list(range(newest, newest - RECENT_TOKENS, -1))
 
 
-def test_what_was_not_measured_is_none_and_what_was_is_averaged() -> None:
+def test_a_log_probability_that_was_not_measured_is_none_and_others_are_averaged() -> None:
     table = CertaintyTable()
-    slots, zero = np.array([table.open()]), np.zeros(1)
-    table.add(slots, zero, zero, slots)
+    slots, measures = np.array([table.open()]), np.zeros((1, 3))
+    table.add(slots, measures, slots)
     summary = table.summary(0)
-    assert summary is not None and summary.self_certainty is None and summary.logprob is None
-    table.add(slots, zero, zero, slots, self_certainty=np.array([2.0]), logprob=np.array([-1.0]))
-    table.add(slots, zero, zero, slots, self_certainty=np.array([3.0]), logprob=np.array([-2.0]))
+    assert summary is not None and summary.logprob is None
+    table.add(slots, measures, slots, np.array([-1.0]))
+    table.add(slots, measures, slots, np.array([-2.0]))
     summary = table.summary(0)
-    assert summary is not None and (summary.self_certainty, summary.logprob) == (2.5, -1.5)
+    assert summary is not None and summary.logprob == -1.5
 
 
 def test_misuse_is_refused() -> None:
     table = CertaintyTable()
     slots = np.array([table.open()])
-    with pytest.raises(ValueError, match="one confidence, entropy and token per slot"):
-        table.add(slots, np.zeros(2), np.zeros(1), slots)
+    for measures, tokens in (((2, 3), 1), ((1, 2), 1), ((1, 3), 2)):
+        with pytest.raises(ValueError, match="one row of 3 measures and one token per slot"):
+            table.add(slots, np.zeros(measures), np.zeros(tokens, np.int64))
     for slot in (-1, 1, 10_000):
         with pytest.raises(ValueError, match="not open"):
             table.close(slot)
