@@ -52,7 +52,9 @@ def prompts(count: int) -> list[str]:
         pytest.param("dp2", marks=pytest.mark.slow),
     ],
 )
-def test_every_token_is_measured_and_every_program_ends(setup: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_token_is_measured_and_every_program_ends(
+    setup: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     environment, arguments = SETUPS[setup]
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

@@ -159,7 +159,16 @@ class CertaintyTable:
         old = self.capacity
         self.capacity = 2 * old
         self._free.extend(reversed(range(old, self.capacity)))
-        arrays = ("_open", "_tokens", "_window", "_total", "_ring", "_lowest", "_logprob", "_recent")
+        arrays = (
+            "_open",
+            "_tokens",
+            "_window",
+            "_total",
+            "_ring",
+            "_lowest",
+            "_logprob",
+            "_recent",
+        )
         for name in arrays:
             array = getattr(self, name)
             setattr(self, name, np.concatenate([array, array]))  # `open` clears a row
