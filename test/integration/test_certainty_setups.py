@@ -103,7 +103,7 @@ def check_certainty(engine: DynasorEngine, retracts: bool) -> None:
 
 
 def check_order(engine: DynasorEngine) -> None:
-    """More branches than the pool holds, some of them drawn by the engine, some of them retracted."""
+    """More branches than the pool holds, some drawn by the engine, some retracted."""
     program = endless_program(8, 60, draw="offer", min_branches=1)
     results = engine.run_batch([program] * 24, branches_in_flight=24 * 8)
     assert_ran_in_full(results, 8, 60)

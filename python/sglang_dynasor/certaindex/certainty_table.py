@@ -159,7 +159,7 @@ class CertaintyTable:
         old = self.capacity
         self.capacity = 2 * old
         self._free.extend(reversed(range(old, self.capacity)))
-        arrays = (
+        for name in (
             "_open",
             "_tokens",
             "_window",
@@ -168,8 +168,7 @@ class CertaintyTable:
             "_lowest",
             "_logprob",
             "_recent",
-        )
-        for name in arrays:
+        ):
             array = getattr(self, name)
             setattr(self, name, np.concatenate([array, array]))  # `open` clears a row
 
