@@ -20,7 +20,8 @@ DISCARDED_SHARE = 0.1  # of the programs, the first to arrive: the queue is stil
 TARGET_ATTAINMENT = 0.9
 RATE_TOLERANCE = 0.05
 _RATE_STEP = 1.5  # while the highest rate is not bracketed yet
-_WIDEST = 16
+_FARTHEST_UP = 16
+_FARTHEST_DOWN = 4  # slow rates take long
 _RESAMPLES = 1000
 
 
@@ -169,31 +170,32 @@ def highest_rate(
 
     `points` holds what is known (rate to attainment, at least one) and gains what is measured
     here. Returns the last rate that met the target: the truth is at most `tolerance` above it.
-    The search ends at 16 times the known rates, up (then that is the answer) and down (then 0 is).
+    Attainment is noisy: a miss below a rate that met the target is not believed. The search ends at
+    16 times the known rates (then that is the answer) and at a quarter of them (then 0 is).
     """
-    lowest, highest = min(points) / _WIDEST, max(points) * _WIDEST
+    lowest, highest = min(points) / _FARTHEST_DOWN, max(points) * _FARTHEST_UP
 
     def met(rate: float) -> bool:
         if rate not in points:
             points[rate] = attainment_at(rate)
         return points[rate] >= target
 
-    high = min((rate for rate in points if not met(rate)), default=None)
-    if high is None:
-        high = max(points)
-        while met(high):
-            if high >= highest:
-                return high
-            high *= _RATE_STEP
-    low = max((rate for rate in points if rate < high), default=None)
-    while low is None:
-        lower = high / _RATE_STEP
-        if lower < lowest:
-            return 0.0
-        if met(lower):
-            low = lower
+    low = max((rate for rate in points if met(rate)), default=0.0)
+    high = min((rate for rate in points if rate > low), default=math.inf)
+    while math.isinf(high):
+        if low >= highest:
+            return low
+        if met(low * _RATE_STEP):
+            low *= _RATE_STEP
         else:
-            high = lower
+            high = low * _RATE_STEP
+    while low == 0:
+        if high / _RATE_STEP < lowest:
+            return 0.0
+        if met(high / _RATE_STEP):
+            low = high / _RATE_STEP
+        else:
+            high /= _RATE_STEP
     while high / low > 1 + tolerance:
         middle = math.sqrt(low * high)
         if met(middle):

@@ -95,7 +95,7 @@ def test_a_closed_loop_counts_only_while_all_places_are_taken() -> None:
 
 
 @given(
-    truth=st.floats(0.3, 7.0),
+    truth=st.floats(0.9, 7.0),
     known=st.lists(st.floats(0.5, 3.0), min_size=1, max_size=4, unique=True),
 )
 def test_the_search_ends_within_five_percent_below_the_truth(
@@ -119,9 +119,9 @@ def test_the_search_gives_up_where_no_rate_or_every_rate_will_do() -> None:
     assert highest_rate(lambda rate: 1.0, {1.0: 1.0}) >= 16
 
 
-def test_attainment_that_is_not_monotone_counts_up_to_the_first_failure() -> None:
-    points = {1.0: 1.0, 2.0: 0.5, 3.0: 1.0}
-    assert 1.0 <= highest_rate(lambda rate: 1.0, points) < 2.0
+def test_a_miss_below_a_rate_that_met_the_target_is_not_believed() -> None:
+    points = {1.0: 0.5, 2.0: 1.0, 3.0: 0.5}
+    assert 2.0 <= highest_rate(lambda rate: float(rate < 2.5), points) < 2.5
 
 
 def test_one_seed_is_bootstrapped_and_several_have_students_interval() -> None:
