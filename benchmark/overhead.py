@@ -1,6 +1,6 @@
 """What the plugin costs: switched off, on but idle, and measuring the certainty of every request.
 
-    python benchmark/overhead.py --rounds 9 --starts 2
+    python benchmark/overhead.py --rounds 3 --seconds 180 --starts 2
 
 Two engines run side by side, one without the plugin and one with it, and sleep when they have
 nothing to do. The arms take turns in a shuffled order: a machine that grows slower during the run
@@ -96,17 +96,26 @@ def measure(path: Path, dummy: bool, options: argparse.Namespace, folder: Path) 
             with_plugin = Worker(True, spec, folder / "on.log")
             try:
                 with_plugin.wait_ready()
-                for turn in range(-1, options.rounds):  # the first fills caches: thrown away
-                    for arm in source.sample(ARMS, len(ARMS)):
-                        worker = without if arm == "off" else with_plugin
-                        seconds = worker.seconds(measured=arm == "certainty")
-                        if turn >= 0:
-                            times[arm].append(seconds)
+                workers = {"off": without, "idle": with_plugin, "certainty": with_plugin}
+                take_turns(workers, options.rounds, options.seconds, source, times)
             finally:
                 with_plugin.stop()
         finally:
             without.stop()
     return times
+
+
+def take_turns(
+    workers: dict[str, Worker], rounds: int, seconds: float, source: random.Random, times: Times
+) -> None:
+    """At least so many rounds of every arm and for at least so long, in a new order each time."""
+    for arm, worker in workers.items():  # fills the caches: thrown away
+        worker.seconds(measured=arm == "certainty")
+    done, until = 0, time.monotonic() + seconds
+    while done < rounds or time.monotonic() < until:
+        for arm in source.sample(ARMS, len(ARMS)):
+            times[arm].append(workers[arm].seconds(measured=arm == "certainty"))
+        done += 1
 
 
 def median_interval(values: list[float], seed: int) -> tuple[float, float, float]:
@@ -183,7 +192,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument(
         "--prompt-tokens", type=int, nargs=2, default=[16, 256], metavar=("LOW", "HIGH")
     )
-    parser.add_argument("--rounds", type=int, default=9, help="measured rounds per arm and start")
+    parser.add_argument("--rounds", type=int, default=3, help="per arm and start, at least")
+    parser.add_argument("--seconds", type=float, default=180, help="per start, at least")
     parser.add_argument("--starts", type=int, default=2, help="fresh pairs of engines")
     parser.add_argument("--output", type=Path, default=RESULTS)
     return parser.parse_args()

@@ -18,6 +18,7 @@ NaN in every column. Entries that are not masked are taken to lie within +-1e20.
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 import torch
@@ -34,7 +35,8 @@ COLUMNS = (
 MAX_TOP_K = 32
 _MASKED = -1e30
 _CPU_CHUNK = 1 << 16  # entries worked on at a time: the tensors of a chunk stay in the cache
-_SMALL = 1 << 16  # entries up to which numpy's shorter calls win
+_SMALL = 1 << 16  # entries up to which numpy's shorter calls win, in rows that are quickly sorted
+_SMALL_VOCAB = 1024
 _CPU_GROUP = 64  # columns per maximum in the first step of the CPU's top-k
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -55,9 +57,9 @@ def token_certainty(logits: torch.Tensor, top_k: int = 20) -> torch.Tensor:
         from .token_certainty_triton import token_certainty_triton
 
         return token_certainty_triton(logits, top_k)
-    if logits.device.type == "cpu" and logits.numel() <= _SMALL:
-        values = _small(logits.detach().float(), top_k)
-        if np.isfinite(values).all():
+    if logits.device.type == "cpu" and logits.numel() <= _SMALL and logits.shape[1] <= _SMALL_VOCAB:
+        values = _small(logits.detach().float().numpy(), top_k)
+        if values is not None:
             return torch.from_numpy(values)
     return _torch(logits, top_k)
 
@@ -73,31 +75,39 @@ def _check(logits: torch.Tensor, top_k: int) -> None:
         raise ValueError(f"top_k: expected 1 to {MAX_TOP_K}, got {top_k}")
 
 
-@np.errstate(all="ignore")
-def _small(logits: torch.Tensor, top_k: int) -> np.ndarray:
-    """The same for few values on the CPU, where calling torch costs more than computing.
+def _small(logits: np.ndarray, top_k: int) -> np.ndarray | None:
+    """The same for few values on the CPU, where a call costs more than what it computes.
 
-    Not finite in a row that has an entry which is not.
+    None where an entry is masked or is no finite number.
     """
-    size = logits.shape[1]
-    top = _largest(logits, max(top_k, 2)).numpy()
-    largest = top[:, :1]
-    x = logits.numpy() - largest
-    top = top - largest
+    x = np.sort(logits, axis=1)
+    largest = x[:, -1:]
+    if not (x[:, 0].min() > _MASKED and largest.max() < np.inf):  # a NaN is sorted last
+        return None
+    size = x.shape[1]
+    x = x - largest
     e = np.exp(x)
     total = e.sum(1)
     log_total = np.log(total)
     p1 = 1.0 / total
     out = np.empty((len(x), len(COLUMNS)), np.float32)
     out[:, 0] = log_total - np.einsum("ij,ij->i", e, x) * p1
-    out[:, 1] = largest[:, 0] + log_total
     out[:, 2] = p1
-    out[:, 3] = p1 - np.exp(top[:, 1]) * p1 if size > 1 else p1
-    out[:, 4] = log_total - (x.sum(1) * (1.0 / size) + math.log(size))
-    out[:, 5] = log_total - top[:, :top_k].sum(1) * (1.0 / min(top_k, size))
-    out[:, ::4] = np.maximum(out[:, ::4], 0.0)  # rounding may leave -1e-7
-    out[:, 5] = np.maximum(out[:, 5], 0.0)
+    out[:, 3] = p1 - e[:, -2] * p1 if size > 1 else p1
+    out[:, 4:] = log_total[:, None] - x @ _averages(size, top_k)
+    out[:, 4] -= math.log(size)
+    np.maximum(out, 0.0, out=out)  # rounding may leave -1e-7
+    out[:, 1] = largest[:, 0] + log_total
     return out
+
+
+@cache
+def _averages(size: int, top_k: int) -> np.ndarray:
+    """Weights [size, 2] of an ascending row in its mean and in the mean of its top k."""
+    weights = np.zeros((size, 2), np.float32)
+    weights[:, 0] = 1.0 / size
+    weights[-top_k:, 1] = 1.0 / min(top_k, size)
+    return weights
 
 
 def _torch(logits: torch.Tensor, top_k: int) -> torch.Tensor:

@@ -16,7 +16,12 @@ RECENT_TOKENS = 256
 FIXED_POINT = 1 << 24  # steps per nat: finer than the float32 of the measurement
 _MAX_NATS = float(1 << 14)
 _NEVER = np.iinfo(np.int64).max
-_CONFIDENCE, _ENTROPY, _SELF_CERTAINTY = range(len(MEASURES))
+# Columns of the table: a cache line per branch, read and written once per token.
+_TOKENS = 0
+_GROUP = slice(1, 4)  # sums of the measures over the group
+_GROUP_CONFIDENCE, _GROUP_ENTROPY, _ = range(1, 4)
+_BRANCH = slice(4, 7)  # and over the whole branch
+_LOWEST = 7  # sum of confidence in the group where it was lowest
 
 Slots = NDArray[np.int64]
 
@@ -36,12 +41,8 @@ class CertaintyTable:
         self.capacity = initial_slots
         self._free = list(reversed(range(initial_slots)))
         self._open = np.zeros(initial_slots, bool)
-        self._tokens = np.zeros(initial_slots, np.int64)
-        # Sums over the group and over the branch, and the values that are in the group.
-        self._window = np.zeros((initial_slots, len(MEASURES)), np.int64)
-        self._total = np.zeros((initial_slots, len(MEASURES)), np.int64)
+        self._rows = np.zeros((initial_slots, _LOWEST + 1), np.int64)
         self._ring = np.zeros((initial_slots, group_tokens, len(MEASURES)), np.int64)
-        self._lowest = np.full(initial_slots, _NEVER)
         self._logprob = np.zeros((initial_slots, 2))  # sum, and of how many tokens
         self._recent = np.full((initial_slots, RECENT_TOKENS), -1, np.int32)
 
@@ -51,10 +52,8 @@ class CertaintyTable:
             self._grow()
         slot = self._free.pop()
         self._open[slot] = True
-        self._tokens[slot] = 0
-        self._window[slot] = self._total[slot] = self._ring[slot] = 0
-        self._lowest[slot] = _NEVER
-        self._logprob[slot] = 0
+        self._rows[slot] = self._ring[slot] = self._logprob[slot] = 0
+        self._rows[slot, _LOWEST] = _NEVER
         self._recent[slot] = -1
         return slot
 
@@ -85,18 +84,17 @@ class CertaintyTable:
             )
         clipped = np.fmin(np.fmax(measures, 0), _MAX_NATS)  # fmax takes the number beside a NaN
         values = np.rint(clipped * float(FIXED_POINT)).astype(np.int64)
-        counted = self._tokens[slots]
+        rows = self._rows[slots]
+        counted = rows[:, _TOKENS]
         oldest = counted % self.group_tokens
-        windows = self._window[slots] + values - self._ring[slots, oldest]
+        rows[:, _GROUP] += values - self._ring[slots, oldest]
+        rows[:, _BRANCH] += values
         self._ring[slots, oldest] = values
-        self._window[slots] = windows
-        self._total[slots] += values
         self._recent[slots, counted % RECENT_TOKENS] = tokens
         counted += 1
-        self._tokens[slots] = counted
-        groups = windows[:, _CONFIDENCE]
-        groups[counted < self.group_tokens] = _NEVER
-        self._lowest[slots] = np.minimum(self._lowest[slots], groups)
+        full, lowest = counted >= self.group_tokens, rows[:, _LOWEST]
+        np.minimum(lowest, rows[:, _GROUP_CONFIDENCE], out=lowest, where=full)
+        self._rows[slots] = rows
         if logprob is not None:
             self._logprob[slots, 0] += logprob
             self._logprob[slots, 1] += 1
@@ -107,33 +105,35 @@ class CertaintyTable:
         A branch shorter than a group is one group. Raises ValueError unless the slot is open.
         """
         self._check_open(slot)
-        tokens = int(self._tokens[slot])
+        row = self._rows[slot]
+        tokens = int(row[_TOKENS])
         if not tokens:
             return None
         in_group = min(tokens, self.group_tokens)
-        tail = _nats(self._window[slot, _CONFIDENCE], in_group)
+        tail = _nats(row[_GROUP_CONFIDENCE], in_group)
+        mean, entropy, self_certainty = (_nats(total, tokens) for total in row[_BRANCH])
         full = tokens >= self.group_tokens
         return TokenCertainty(
             tokens=tokens,
-            mean=_nats(self._total[slot, _CONFIDENCE], tokens),
+            mean=mean,
             tail=tail,
-            lowest_group=_nats(self._lowest[slot], in_group) if full else tail,
-            entropy=_nats(self._total[slot, _ENTROPY], tokens),
-            self_certainty=_nats(self._total[slot, _SELF_CERTAINTY], tokens),
+            lowest_group=_nats(row[_LOWEST], in_group) if full else tail,
+            entropy=entropy,
+            self_certainty=self_certainty,
             logprob=_mean(self._logprob[slot]),
         )
 
     def tokens(self, slots: Slots) -> NDArray[np.int64]:
         """Return how many tokens each branch has committed."""
-        return self._tokens[slots]
+        return self._rows[slots, _TOKENS]
 
     def group_below(self, slots: Slots, bars: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Say whose group is full and its confidence below the bar of `fixed_group`."""
-        return self._full(slots) & (self._window[slots, _CONFIDENCE] < bars)
+        return self._full(slots) & (self._rows[slots, _GROUP_CONFIDENCE] < bars)
 
     def group_entropy_below(self, slots: Slots, floors: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Say whose group is full and its mean entropy below the floor of `fixed_group`."""
-        return self._full(slots) & (self._window[slots, _ENTROPY] < floors)
+        return self._full(slots) & (self._rows[slots, _GROUP_ENTROPY] < floors)
 
     def fixed_group(self, nats: float) -> int:
         """Return what a group's sum is where its mean is `nats`: compared without rounding."""
@@ -146,10 +146,10 @@ class CertaintyTable:
     def last_tokens(self, slots: Slots) -> NDArray[np.int32]:
         """Return the ids of the last 256 tokens, newest first, [n, 256]; -1 where there is none."""
         ages = np.arange(1, RECENT_TOKENS + 1)
-        return self._recent[slots[:, None], (self._tokens[slots][:, None] - ages) % RECENT_TOKENS]
+        return self._recent[slots[:, None], (self.tokens(slots)[:, None] - ages) % RECENT_TOKENS]
 
     def _full(self, slots: Slots) -> NDArray[np.bool_]:
-        return self._tokens[slots] >= self.group_tokens
+        return self.tokens(slots) >= self.group_tokens
 
     def _check_open(self, slot: int) -> None:
         if not 0 <= slot < self.capacity or not self._open[slot]:
@@ -159,16 +159,7 @@ class CertaintyTable:
         old = self.capacity
         self.capacity = 2 * old
         self._free.extend(reversed(range(old, self.capacity)))
-        for name in (
-            "_open",
-            "_tokens",
-            "_window",
-            "_total",
-            "_ring",
-            "_lowest",
-            "_logprob",
-            "_recent",
-        ):
+        for name in ("_open", "_rows", "_ring", "_logprob", "_recent"):
             array = getattr(self, name)
             setattr(self, name, np.concatenate([array, array]))  # `open` clears a row
 
