@@ -73,7 +73,11 @@ class Benchmark:
         self.done = Measurements()
         self._options = options
         self._console = console
-        self._sizes = {load: _programs_at(load, options.programs) for load in options.loads}
+        # Beyond capacity the queue grows as long as programs arrive.
+        self._sizes = {
+            load: options.programs if load <= 1 else options.overload_programs
+            for load in options.loads
+        }
         self._model = resolve_model(options.model_path)
         wanted = max(options.arrival_seeds * max(self._sizes.values()), 3 * options.in_flight)
         self._problems = load_problems(options.problems_file, wanted, options.seed)
@@ -197,11 +201,6 @@ class Benchmark:
         return Counted(outcome, DEADLINE_FACTOR * unloaded, is_right(problem, outcome.answer))
 
 
-def _programs_at(load: float, programs: int) -> int:
-    """Beyond capacity the queue grows as long as programs arrive: twice as many."""
-    return programs if load <= 1 else programs * 2
-
-
 def _alone(problems: list[Problem]) -> list[int]:
     """A few problems of every difficulty, from the end: the warm-up has seen the first ones."""
     chosen: dict[str, list[int]] = defaultdict(list)
@@ -217,7 +216,8 @@ def parse_options() -> argparse.Namespace:
     add_sampling_flags(parser)
     parser.add_argument("--systems", default=",".join(SYSTEMS), help="names, commas between them")
     parser.add_argument("--full", default="{}", help="settings of full as JSON, see DynasorConfig")
-    parser.add_argument("--programs", type=int, default=150, help="per run; x 2 beyond load 1")
+    parser.add_argument("--programs", type=int, default=150, help="per run")
+    parser.add_argument("--overload-programs", type=int, default=300, help="beyond load 1")
     parser.add_argument("--max-branches", type=int, default=16)
     parser.add_argument("--loads", default="0.5,0.9,1.2", help="multiples of the capacity")
     parser.add_argument("--arrival-seeds", type=int, default=1, help="how many (default: 1)")
@@ -230,7 +230,14 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--output-dir", type=Path, default=ROOT / "benchmark" / "results")
     parser.add_argument("--plots", type=Path, help="folder of the charts (default: --output-dir)")
     options = parser.parse_args()
-    for name in ("programs", "arrival_seeds", "in_flight", "max_branches", "grace"):
+    for name in (
+        "programs",
+        "overload_programs",
+        "arrival_seeds",
+        "in_flight",
+        "max_branches",
+        "grace",
+    ):
         if getattr(options, name) <= 0:
             parser.error(f"--{name.replace('_', '-')} must be positive")
     chosen = options.systems.split(",")

@@ -190,6 +190,7 @@ def write_csv(result: dict[str, Any], options: argparse.Namespace) -> None:
     """One row a system and load."""
     source = {
         "programs": options.programs,
+        "overload_programs": options.overload_programs,
         "arrival_seeds": options.arrival_seeds,
         "arrivals": options.arrivals.name if options.arrivals else "poisson",
         "capacity": result["capacity"],
@@ -209,7 +210,8 @@ def write_csv(result: dict[str, Any], options: argparse.Namespace) -> None:
 
 
 def stem(options: argparse.Namespace) -> str:
-    return f"serving_{Path(options.model_path).name}"
+    model = Path(options.model_path).name
+    return f"serving_{model}_{options.arrival_seeds}x{options.programs}"
 
 
 def write_charts(done: Measurements, options: argparse.Namespace) -> None:

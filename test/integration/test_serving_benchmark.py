@@ -32,7 +32,8 @@ def run(*flags: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.slow
 def test_the_last_line_compares_the_systems_over_the_loads(tmp_path: Path) -> None:
     flags = ["--systems", "client_side,gang_sjf_fixed,full", "--loads", "0.5,1.2"]
-    flags += ["--programs", "10", "--in-flight", "6", "--output-dir", str(tmp_path)]
+    flags += ["--programs", "10", "--overload-programs", "15", "--in-flight", "6"]
+    flags += ["--output-dir", str(tmp_path)]
     done = run(*flags, "--full", '{"policy": "value", "draw": "offer"}', "--max-branches", "8")
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
@@ -55,11 +56,11 @@ def test_the_last_line_compares_the_systems_over_the_loads(tmp_path: Path) -> No
             assert 0 < low <= high and value > 0
     assert result["label"].startswith("measured")
 
-    with (tmp_path / "serving_tiny_reasoner.csv").open() as file:
+    with (tmp_path / "serving_tiny_reasoner_1x10.csv").open() as file:
         rows = [(row["system"], row["load"]) for row in csv.DictReader(file)]
     assert rows == [(system, load) for system in systems for load in ("0.5", "1.2")]
     for chart in ("curves", "ladder"):
-        path = tmp_path / f"serving_tiny_reasoner_{chart}.png"
+        path = tmp_path / f"serving_tiny_reasoner_1x10_{chart}.png"
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
