@@ -61,7 +61,6 @@ BASE = "lpm_fixed"
 RATED = (BASE, "client_side", "full")  # whose highest rate is searched
 DEADLINE_FACTOR = 3.0
 UNLOADED_PER_DIFFICULTY = 12
-SEARCH_SHARE = 2 / 3  # of the programs of a run, in each step of a search
 WARM_UP_PROBLEMS = 16
 CLOSED_LIMIT_S = 1800.0
 
@@ -181,7 +180,7 @@ class Benchmark:
         }
 
         def attainment_at(rate: float) -> float:
-            count = math.ceil(SEARCH_SHARE * self._options.programs)
+            count = math.ceil(self._options.search_seconds * rate)
             return attainment(self._run(worker, system, None, rate, seed, count).programs)
 
         return highest_rate(attainment_at, points)
@@ -227,6 +226,12 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--max-running-requests", type=int, default=32)
     parser.add_argument("--max-total-tokens", type=int, default=8192, help="of the KV pool")
     parser.add_argument("--skip-rate-gain", action="store_true")
+    parser.add_argument(
+        "--search-seconds",
+        type=float,
+        default=45.0,
+        help="of arrivals in each step of a search; a batch takes a short burst of any rate",
+    )
     parser.add_argument("--output-dir", type=Path, default=ROOT / "benchmark" / "results")
     parser.add_argument("--plots", type=Path, help="folder of the charts (default: --output-dir)")
     options = parser.parse_args()
@@ -237,6 +242,7 @@ def parse_options() -> argparse.Namespace:
         "in_flight",
         "max_branches",
         "grace",
+        "search_seconds",
     ):
         if getattr(options, name) <= 0:
             parser.error(f"--{name.replace('_', '-')} must be positive")

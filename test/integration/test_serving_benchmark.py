@@ -33,7 +33,7 @@ def run(*flags: str) -> subprocess.CompletedProcess[str]:
 def test_the_last_line_compares_the_systems_over_the_loads(tmp_path: Path) -> None:
     flags = ["--systems", "client_side,gang_sjf_fixed,full", "--loads", "0.5,1.2"]
     flags += ["--programs", "10", "--overload-programs", "15", "--in-flight", "6"]
-    flags += ["--output-dir", str(tmp_path)]
+    flags += ["--search-seconds", "2", "--output-dir", str(tmp_path)]
     done = run(*flags, "--full", '{"policy": "value", "draw": "offer"}', "--max-branches", "8")
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])

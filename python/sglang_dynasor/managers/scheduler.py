@@ -119,10 +119,10 @@ class DynasorScheduler(CertaintyScheduler):
             return super().get_new_batch_prefill(running_batch)
         # Siblings of a long prompt wait for the branch that prefills it, then hit the tree. They
         # leave waiting_queue for the length of this call only: aborts and idle checks see them.
-        held = self._siblings_to_hold()
+        rids = self._siblings_to_hold()
+        held = [req for req in self.waiting_queue if req.rid in rids] if rids else []
         if held:
-            held_rids = {req.rid for req in held}
-            self.waiting_queue = [req for req in self.waiting_queue if req.rid not in held_rids]
+            self.waiting_queue = [req for req in self.waiting_queue if req.rid not in rids]
         plan = super().get_new_batch_prefill(running_batch)
         self.waiting_queue.extend(held)
         if plan.batch_to_run is not None:
@@ -163,35 +163,25 @@ class DynasorScheduler(CertaintyScheduler):
             )
             self.send_control_output(answer, answer)
 
-    def _siblings_to_hold(self) -> list[Req]:
+    def _siblings_to_hold(self) -> set[str]:
+        rids: set[str] = set()
         threshold = self.dynasor_config.prefix_hold_tokens
-        if not threshold or not self.waiting_queue:
-            return []
-        prefilling = {
-            entry.key
-            for req in self.collect_inflight_reqs()
-            if not req.output_ids and (entry := self.program_table.program_of(req.rid))
-        }
-        if self.chunked_req is not None:
-            entry = self.program_table.program_of(self.chunked_req.rid)
-            if entry is not None:
-                prefilling.add(entry.key)
-        held = []
-        for req in self.waiting_queue:
-            entry = self.program_table.program_of(req.rid)
-            if entry is None or entry.prompt_cached or len(req.origin_input_ids) < threshold:
-                continue
-            if entry.key in prefilling:
-                held.append(req)
-            prefilling.add(entry.key)  # the first of the queue goes, the rest waits for it
-        return held
+        if not threshold:
+            return rids
+        for entry in self.program_table.cold():
+            long = [
+                rid for rid, req in entry.waiting.items() if len(req.origin_input_ids) >= threshold
+            ]
+            # What runs is being prefilled. Else the first that waits goes, the rest waits for it.
+            rids.update(long if entry.running else long[1:])
+        return rids
 
     def process_batch_result(self, batch: ScheduleBatch, result: Any) -> None:
         super().process_batch_result(batch, result)
         is_extend = batch.forward_mode.is_extend()
         self.program_table.advance(batch.extend_num_tokens if is_extend else len(batch.reqs))
         if self.program_table:
-            self._follow_branches(batch.reqs)
+            self._follow_branches(batch.reqs, is_extend)
 
     def on_idle(self) -> None:
         super().on_idle()
@@ -201,13 +191,12 @@ class DynasorScheduler(CertaintyScheduler):
                 self.program_table.retire(rid, 0)
             self._answer_ended_programs()
 
-    def _follow_branches(self, reqs: list[Req]) -> None:
+    def _follow_branches(self, reqs: list[Req], is_extend: bool) -> None:
         for req in reqs:
-            entry = self.program_table.program_of(req.rid)
             if req.finished():
                 self._follow_finished(req)
-            elif entry is not None and req.output_ids:
-                entry.prompt_cached = True
+            elif is_extend and req.output_ids:
+                self.program_table.cache_prompt(req.rid)
         self._answer_ended_programs()
 
     def _follow_finished(self, req: Req) -> None:

@@ -66,10 +66,15 @@ class ProgramOrder:
         for _ in range(2):
             if not self._table.changed:
                 return
-            rest = {id(req): req for req in queue}
-            known = [req for req in self._in_order() if rest.pop(id(req), None) is not None]
-            queue[:] = [*known, *rest.values()]
-            for req in rest.values():  # they came while no program was there
+            present = set(map(id, queue))
+            known = [req for req in self._in_order() if id(req) in present]
+            if len(known) == len(queue):
+                queue[:] = known
+                return
+            present.difference_update(map(id, known))
+            rest = [req for req in queue if id(req) in present]
+            queue[:] = known + rest
+            for req in rest:  # they came while no program was there
                 self._table.enqueue(req)
 
     def _in_order(self) -> list[Any]:

@@ -45,8 +45,9 @@ class ProgramTable:
         self._remembered: OrderedDict[ProgramKey, ProgramEntry] = OrderedDict()
         self._plain: dict[str, ProgramEntry] = {}
         self._program_of: dict[str, ProgramEntry] = {}
-        self._offering: dict[int, ProgramEntry] = {}  # by arrival, as `_surplus`
+        self._offering: dict[int, ProgramEntry] = {}  # by arrival, as the next two
         self._surplus: dict[int, ProgramEntry] = {}
+        self._cold: dict[int, ProgramEntry] = {}
         self._ending: list[EndedProgram] = []
         self._arrivals = 0
         self._max_offered = max_offered
@@ -72,6 +73,17 @@ class ProgramTable:
     def with_surplus(self) -> Iterable[ProgramEntry]:
         """Programs with more branches in flight than they need now."""
         return self._surplus.values()
+
+    def cold(self) -> Iterable[ProgramEntry]:
+        """Programs of several requests, some of which wait, whose prompt is not in the cache yet."""
+        return self._cold.values()
+
+    def cache_prompt(self, rid: str) -> None:
+        """A request has been prefilled: its siblings find their prompt in the cache."""
+        entry = self._program_of.get(rid)
+        if entry is not None:
+            entry.prompt_cached = True
+            self._cold.pop(entry.arrival, None)
 
     def next_arrival(self) -> int:
         """A number for the next to arrive, program or plain request."""
@@ -297,6 +309,8 @@ class ProgramTable:
         self.changed[entry.arrival] = entry
         _keep(self._offering, entry, bool(entry.values or entry.underway))
         _keep(self._surplus, entry, entry.needed is not None and entry.in_flight > entry.needed)
+        has_siblings = bool(entry.waiting) and entry.in_flight > 1
+        _keep(self._cold, entry, has_siblings and not entry.prompt_cached)
 
     def _drop(self, entry: ProgramEntry) -> None:
         entry.waiting.clear()
