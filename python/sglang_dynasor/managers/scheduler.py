@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from itertools import islice
 from typing import Any
 
 from sglang.srt.managers.io_struct import AbortReq, GetInternalStateReq, TokenizedGenerateReqInput
@@ -140,7 +141,8 @@ class DynasorScheduler(CertaintyScheduler):
         if not table.with_surplus():
             return
         running = [req for req in self.collect_inflight_reqs() if not req.finished()]
-        wait = sum(not table.is_late(req.rid) for req in self.waiting_queue)
+        needed = (req for req in self.waiting_queue if not table.is_late(req.rid))
+        wait = sum(1 for _ in islice(needed, len(running)))  # not the whole of a long queue
         wait -= sum(req.to_finish is not None for req in running)  # these make room in a moment
         rids = set(surplus_running(table, wait))
         for req in running:

@@ -75,7 +75,7 @@ class ProgramTable:
         return self._surplus.values()
 
     def cold(self) -> Iterable[ProgramEntry]:
-        """Programs of several requests, some of which wait, whose prompt is not in the cache yet."""
+        """Programs of several requests, some of them waiting, whose prompt is not cached yet."""
         return self._cold.values()
 
     def cache_prompt(self, rid: str) -> None:

@@ -21,6 +21,7 @@ class TableMachine(RuleBasedStateMachine):
         super().__init__()
         self.table = ProgramTable(max_offered=12)
         self.opened: set[ProgramKey] = set()
+        self.cached: set[ProgramKey] = set()
         self.state: dict[str, str] = {}
         self.tokens: dict[ProgramKey, int] = {}
         self.live: dict[str, ProgramKey] = {}
@@ -35,7 +36,6 @@ class TableMachine(RuleBasedStateMachine):
         self.counter += 1
         self.table.add(key, rid)
         self.live[rid] = key
-
         self.state[rid] = "new"
 
     @rule(key=st.sampled_from(KEYS))
@@ -77,6 +77,13 @@ class TableMachine(RuleBasedStateMachine):
         self.table.advance(tokens)
 
     @precondition(lambda self: self.live)
+    @rule(data=st.data())
+    def cache_prompt(self, data: st.DataObject) -> None:
+        rid = data.draw(st.sampled_from(sorted(self.live)))
+        self.table.cache_prompt(rid)
+        self.cached.add(self.live[rid])
+
+    @precondition(lambda self: self.live)
     @rule(data=st.data(), tokens=st.integers(0, 99))
     def retire(self, data: st.DataObject, tokens: int) -> None:
         rid = data.draw(st.sampled_from(sorted(self.live)))
@@ -90,6 +97,13 @@ class TableMachine(RuleBasedStateMachine):
             if rid in rids:
                 rids.discard(rid)
                 self.drained[message_id][rid] = tokens
+
+    @invariant()
+    def siblings_share_a_prompt_that_is_cached(self) -> None:
+        owners = list(self.live.values())
+        waiting = {key for rid, key in self.live.items() if self.state[rid] == "waiting"}
+        cold = {key for key in waiting - self.cached if owners.count(key) > 1}
+        assert {entry.key for entry in self.table.cold()} == cold
 
     @rule(key=st.sampled_from(KEYS))
     def end(self, key: ProgramKey) -> None:
