@@ -249,6 +249,11 @@ def draw_curves(pyplot: Any, done: Measurements, options: argparse.Namespace) ->
     rate_axes.set(xlabel="programs/s", ylabel="deadline met, %")
     scale_axes.set(xlabel=f"deadline, multiples (load {shown})", ylabel="deadline met, %")
     latency_axes.set(xlabel="programs/s", ylabel="mean latency, s", yscale="log")
+    for formatter in (
+        latency_axes.yaxis.set_major_formatter,
+        latency_axes.yaxis.set_minor_formatter,
+    ):
+        formatter(lambda seconds, _: f"{seconds:g}")
     for axes in (rate_axes, scale_axes):
         axes.axhline(90, color="0.6", linewidth=0.8, linestyle="--")
     for axes in (rate_axes, scale_axes, latency_axes):
