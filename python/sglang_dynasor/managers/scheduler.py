@@ -104,6 +104,7 @@ class DynasorScheduler(CertaintyScheduler):
                 req.rid,
                 branch_class=CLIENT_CLASS,
                 prompt_tokens=len(req.origin_input_ids),
+                prompt_ids=req.origin_input_ids,
                 max_branches=params.max_branches,
             )
         return req
@@ -171,11 +172,16 @@ class DynasorScheduler(CertaintyScheduler):
         if not threshold:
             return rids
         for entry in self.program_table.cold():
-            long = [
-                rid for rid, req in entry.waiting.items() if len(req.origin_input_ids) >= threshold
+            head = list(entry.prompt_ids[:threshold])
+            if len(head) < threshold:
+                continue
+            alike = [
+                rid
+                for rid, req in entry.waiting.items()
+                if list(req.origin_input_ids[:threshold]) == head
             ]
             # What runs is being prefilled. Else the first that waits goes, the rest waits for it.
-            rids.update(long if entry.running else long[1:])
+            rids.update(alike if entry.running else alike[1:])
         return rids
 
     def process_batch_result(self, batch: ScheduleBatch, result: Any) -> None:

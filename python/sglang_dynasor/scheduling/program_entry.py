@@ -35,6 +35,7 @@ class ProgramEntry:
     arrival: int
     prompt_tokens: int = 0
     branch_class: str = PLAIN
+    prompt_ids: Sequence[int] = ()  # of the first request, while there is any
     opened: bool = False  # the engine runs it: it stays until it is ended
     rids: dict[str, None] = field(default_factory=dict)  # in order of arrival
     waiting: dict[str, WaitingRequest] = field(default_factory=dict)  # by rid, first come first

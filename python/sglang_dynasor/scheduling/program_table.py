@@ -110,6 +110,7 @@ class ProgramTable:
         *,
         branch_class: str = PLAIN,
         prompt_tokens: int = 0,
+        prompt_ids: Sequence[int] = (),
         max_branches: int = 0,
     ) -> ProgramEntry:
         """Register a request; its program appears with the first one."""
@@ -117,6 +118,8 @@ class ProgramTable:
         if entry is None:
             entry = self._entry(key, branch_class, prompt_tokens)
         entry.max_branches = max_branches or entry.max_branches
+        if not entry.rids:
+            entry.prompt_ids = prompt_ids
         entry.rids[rid] = None
         self._program_of[rid] = entry
         self._change(entry)
@@ -293,6 +296,7 @@ class ProgramTable:
     def _forget(self, entry: ProgramEntry) -> None:
         self._programs.pop(entry.key, None)
         entry.certaindex, entry.needed, entry.worth = 0.0, None, 1.0
+        entry.prompt_ids = ()
         entry.drawn = entry.draws_seen = 0
         self._set_offers(entry, ())
         self._drop(entry)
