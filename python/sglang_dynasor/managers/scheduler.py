@@ -47,7 +47,8 @@ class DynasorScheduler(CertaintyScheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.dynasor_config = DynasorConfig.from_environment()
-        self.program_table = ProgramTable(self.dynasor_config.max_offered)
+        config = self.dynasor_config
+        self.program_table = ProgramTable(config.max_offered, config.prefix_hold_tokens)
         super().__init__(*args, **kwargs)
 
     def init_request_dispatcher(self) -> None:
@@ -103,7 +104,6 @@ class DynasorScheduler(CertaintyScheduler):
                 params.key,
                 req.rid,
                 branch_class=CLIENT_CLASS,
-                prompt_tokens=len(req.origin_input_ids),
                 prompt_ids=req.origin_input_ids,
                 max_branches=params.max_branches,
             )
@@ -121,7 +121,7 @@ class DynasorScheduler(CertaintyScheduler):
             return super().get_new_batch_prefill(running_batch)
         # Siblings of a long prompt wait for the branch that prefills it, then hit the tree. They
         # leave waiting_queue for the length of this call only: aborts and idle checks see them.
-        rids = self._siblings_to_hold()
+        rids = self.program_table.held()
         held = [req for req in self.waiting_queue if req.rid in rids] if rids else []
         if held:
             self.waiting_queue = [req for req in self.waiting_queue if req.rid not in rids]
@@ -165,24 +165,6 @@ class DynasorScheduler(CertaintyScheduler):
                 tenant=key.tenant, program_id=key.program_id, count=count
             )
             self.send_control_output(answer, answer)
-
-    def _siblings_to_hold(self) -> set[str]:
-        rids: set[str] = set()
-        threshold = self.dynasor_config.prefix_hold_tokens
-        if not threshold:
-            return rids
-        for entry in self.program_table.cold():
-            head = list(entry.prompt_ids[:threshold])
-            if len(head) < threshold:
-                continue
-            alike = [
-                rid
-                for rid, req in entry.waiting.items()
-                if list(req.origin_input_ids[:threshold]) == head
-            ]
-            # What runs is being prefilled. Else the first that waits goes, the rest waits for it.
-            rids.update(alike if entry.running else alike[1:])
-        return rids
 
     def process_batch_result(self, batch: ScheduleBatch, result: Any) -> None:
         super().process_batch_result(batch, result)

@@ -35,7 +35,8 @@ class ProgramEntry:
     arrival: int
     prompt_tokens: int = 0
     branch_class: str = PLAIN
-    prompt_ids: Sequence[int] = ()  # of the first request, while there is any
+    prompt_head: tuple[int, ...] = ()  # how the first request's prompt begins, if it is long
+    alike: set[str] = field(default_factory=set)  # requests whose prompt begins like that
     opened: bool = False  # the engine runs it: it stays until it is ended
     rids: dict[str, None] = field(default_factory=dict)  # in order of arrival
     waiting: dict[str, WaitingRequest] = field(default_factory=dict)  # by rid, first come first

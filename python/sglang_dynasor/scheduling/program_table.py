@@ -34,8 +34,12 @@ class ProgramTable:
     branches wait to be drawn, over all programs.
     """
 
-    def __init__(self, max_offered: int = DEFAULT_MAX_OFFERED) -> None:
-        """`max_offered` bounds the offered branches that are remembered, over all programs."""
+    def __init__(self, max_offered: int = DEFAULT_MAX_OFFERED, hold_tokens: int = 0) -> None:
+        """`max_offered` bounds the offered branches that are remembered, over all programs.
+
+        Requests whose prompts begin with the same `hold_tokens` tokens are prefilled one before
+        the others; 0: together.
+        """
         self.prior = TokenPrior()
         self.offered = 0
         self.changed: dict[int, ProgramEntry] = {}  # by arrival
@@ -51,6 +55,7 @@ class ProgramTable:
         self._ending: list[EndedProgram] = []
         self._arrivals = 0
         self._max_offered = max_offered
+        self._hold_tokens = hold_tokens
 
     def __len__(self) -> int:
         return len(self._programs)
@@ -74,9 +79,14 @@ class ProgramTable:
         """Programs with more branches in flight than they need now."""
         return self._surplus.values()
 
-    def cold(self) -> Iterable[ProgramEntry]:
-        """Programs of several requests, some of them waiting, whose prompt is not cached yet."""
-        return self._cold.values()
+    def held(self) -> set[str]:
+        """Requests that wait until a sibling has prefilled the prompt they share."""
+        rids: set[str] = set()
+        for entry in self._cold.values():
+            waiting = [rid for rid in entry.waiting if rid in entry.alike]
+            # What runs is being prefilled. Else the first that waits goes, the rest waits for it.
+            rids.update(waiting if entry.running else waiting[1:])
+        return rids
 
     def cache_prompt(self, rid: str) -> None:
         """A request has been prefilled: its siblings find their prompt in the cache."""
@@ -109,17 +119,20 @@ class ProgramTable:
         rid: str,
         *,
         branch_class: str = PLAIN,
-        prompt_tokens: int = 0,
         prompt_ids: Sequence[int] = (),
         max_branches: int = 0,
     ) -> ProgramEntry:
         """Register a request; its program appears with the first one."""
         entry = self._programs.get(key)
         if entry is None:
-            entry = self._entry(key, branch_class, prompt_tokens)
+            entry = self._entry(key, branch_class, len(prompt_ids))
         entry.max_branches = max_branches or entry.max_branches
+        is_long = 0 < self._hold_tokens <= len(prompt_ids)
+        head = tuple(prompt_ids[: self._hold_tokens]) if is_long else ()
         if not entry.rids:
-            entry.prompt_ids = prompt_ids
+            entry.prompt_head = head
+        if head and head == entry.prompt_head:
+            entry.alike.add(rid)
         entry.rids[rid] = None
         self._program_of[rid] = entry
         self._change(entry)
@@ -215,6 +228,7 @@ class ProgramTable:
         if entry is None:
             return
         del entry.rids[rid]
+        entry.alike.discard(rid)
         entry.waiting.pop(rid, None)
         entry.running.pop(rid, None)
         if not entry.waiting:
@@ -296,7 +310,7 @@ class ProgramTable:
     def _forget(self, entry: ProgramEntry) -> None:
         self._programs.pop(entry.key, None)
         entry.certaindex, entry.needed, entry.worth = 0.0, None, 1.0
-        entry.prompt_ids = ()
+        entry.prompt_head = ()
         entry.drawn = entry.draws_seen = 0
         self._set_offers(entry, ())
         self._drop(entry)
@@ -313,8 +327,8 @@ class ProgramTable:
         self.changed[entry.arrival] = entry
         _keep(self._offering, entry, bool(entry.values or entry.underway))
         _keep(self._surplus, entry, entry.needed is not None and entry.in_flight > entry.needed)
-        has_siblings = bool(entry.waiting) and entry.in_flight > 1
-        _keep(self._cold, entry, has_siblings and not entry.prompt_cached)
+        cold = len(entry.alike) > 1 and bool(entry.waiting) and not entry.prompt_cached
+        _keep(self._cold, entry, cold)
 
     def _drop(self, entry: ProgramEntry) -> None:
         entry.waiting.clear()
