@@ -8,6 +8,7 @@ forks started inside it. Upstream starts a state's worker thread in a copy of it
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import uuid
 import weakref
@@ -76,6 +77,10 @@ class ProgramScope:
         if executor.sid in self._executors:
             return
         self._executors[executor.sid] = weakref.ref(executor)
+        if executor.use_thread:
+            # Upstream's `end` asks the worker whether it lives. When the collector finds a failed
+            # state it may do so inside a thread's start, whose lock that question takes again.
+            executor.end = functools.partial(executor.queue.put, None)
         fork = type(executor).fork
         state = weakref.proxy(executor)
 

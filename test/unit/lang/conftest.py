@@ -16,6 +16,7 @@ import pytest
 from sglang.lang.global_config import global_config
 
 from sglang_dynasor.lang import DynasorEndpoint, EngineBackend
+from support.waiting import wait_until
 
 REFUSAL = "dynasor.threshold: refused for a test"
 
@@ -132,6 +133,7 @@ def fake_engine(recorder: Recorder) -> Iterator[Any]:
 
     handler = SimpleNamespace(sigterm_handler=15, running_phase_sigquit_handler=3)
     loop = asyncio.new_event_loop()
+    before = set(threading.enumerate())
     yield SimpleNamespace(
         loop=loop,
         tokenizer_manager=SimpleNamespace(
@@ -141,6 +143,11 @@ def fake_engine(recorder: Recorder) -> Iterator[Any]:
             auto_create_handle_loop=lambda: None,
             signal_handler_class=lambda manager: handler,
         ),
+    )
+    # Forks of a failed program send what they were about to send, after the caller has its error.
+    wait_until(
+        lambda: not [t for t in set(threading.enumerate()) - before if not t.daemon],
+        "the threads of all states have ended",
     )
     loop.close()
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -87,6 +89,51 @@ def test_no_thread_outlives_a_failed_program() -> None:
         lambda: not [t for t in set(threading.enumerate()) - before if not t.daemon],
         "the threads have ended",
     )
+
+
+class LockOfThreads:
+    """`threading`'s lock around starts and ends; says who would have waited for himself."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._depth = 0
+        self.taken_twice = False
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._depth += 1
+        self.taken_twice |= self._depth > 1
+
+    def __exit__(self, *exception: object) -> None:
+        self._depth -= 1
+        self._lock.release()
+
+
+def test_a_failed_state_may_be_collected_while_a_thread_starts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    states = []
+
+    @lang.function
+    def failing(s: Any) -> None:
+        states.append(weakref.ref(s.stream_executor))
+        s += "REFUSE" + sgl.gen("answer", max_tokens=4)
+
+    before = set(threading.enumerate())
+    gc.disable()
+    try:
+        with refused():
+            failing.run()
+        wait_until(lambda: set(threading.enumerate()) <= before, "the worker has ended")
+        assert states[0]() is not None
+        lock = LockOfThreads()
+        monkeypatch.setattr(threading, "_shutdown_locks_lock", lock)
+        with lock:
+            gc.collect()
+        assert states[0]() is None
+        assert not lock.taken_twice
+    finally:
+        gc.enable()
 
 
 def test_forks_that_never_sent_anything_end_with_a_failed_program() -> None:
