@@ -53,10 +53,10 @@ def check_hooks(options: argparse.Namespace) -> dict[str, Any]:
 
 def check_observer(options: argparse.Namespace) -> dict[str, Any]:
     """Any wait for the device raises inside the observer; the host reads after its own wait."""
-    from sglang_dynasor.managers.certainty_observer import CertaintyObserver
+    from sglang_dynasor.managers.certainty_observer import CertaintyObserver, read
 
     seen: list[Any] = []
-    observer = CertaintyObserver(lambda reqs, commits, values, chosen: seen.append(values))
+    observer = CertaintyObserver(lambda reqs, commits, certainty: seen.append(certainty))
     info: Any = SimpleNamespace(
         is_all_greedy=True,
         logit_bias=None,
@@ -76,7 +76,8 @@ def check_observer(options: argparse.Namespace) -> dict[str, Any]:
     torch.cuda.synchronize()
     batch: Any = SimpleNamespace(reqs=[None] * BATCH)
     host.consume(batch, [None] * BATCH)
-    return {"passed": bool((seen[0] >= 0).all()), "rows": len(seen[0])}
+    ((values, _),) = read(seen)
+    return {"passed": bool((values >= 0).all()), "rows": len(values)}
 
 
 def check_graph(options: argparse.Namespace) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 
 from attention import MODEL, ROOT, describe_run, read_prompts
 from overhead_worker import Worker
@@ -146,18 +147,22 @@ def summarise(name: str, times: Times, options: argparse.Namespace) -> list[dict
     return rows
 
 
-def consume_us_per_row(batch: int, calls: int = 2000) -> dict[str, float]:
-    """Median microseconds per row of `BranchCertainty.consume`, by what is asked of it."""
+def consume_us_per_row(batch: int, calls: int = 2048, block: int = 64) -> dict[str, float]:
+    """Median microseconds per row of `BranchCertainty.consume`, by what is asked of it.
+
+    Over blocks of calls, for a call may leave its work to a later one.
+    """
     from sglang.srt.managers.auxiliary_output import CommittedTokens
 
     from sglang_dynasor.allocation import BranchRule
     from sglang_dynasor.kernels.token_certainty import COLUMNS
     from sglang_dynasor.managers.branch_certainty import BranchCertainty
+    from sglang_dynasor.managers.certainty_observer import HostCertainty
 
     every_rule = BranchRule(bar=0.001, loop=True, entropy_floor=1e-6)
     source = np.random.default_rng(0)
     reqs: Any = [SimpleNamespace(rid=f"program::{row}") for row in range(batch)]
-    values = source.random((calls, batch, len(COLUMNS)), np.float32)
+    values = torch.from_numpy(source.random((calls, batch, len(COLUMNS)), np.float32))
     tokens = source.integers(0, 50_000, (calls, batch)).tolist()
     result = {}
     for name, rule, keeps_values in (
@@ -171,10 +176,12 @@ def consume_us_per_row(batch: int, calls: int = 2000) -> dict[str, float]:
         times = []
         for call in range(calls):
             commits = [CommittedTokens(call, (token,)) for token in tokens[call]]
+            certain = HostCertainty(values[call], True, None, certainty.consume)
             start = time.perf_counter_ns()
-            certainty.consume(reqs, commits, values[call], None)
+            certainty.consume(reqs, commits, certain)
             times.append((time.perf_counter_ns() - start) / 1000 / batch)
-        result[name] = statistics.median(times)
+        blocks = [statistics.mean(times[at : at + block]) for at in range(0, calls, block)]
+        result[name] = statistics.median(blocks)
     return result
 
 

@@ -57,11 +57,17 @@ def token_certainty(logits: torch.Tensor, top_k: int = 20) -> torch.Tensor:
         from .token_certainty_triton import token_certainty_triton
 
         return token_certainty_triton(logits, top_k)
-    if logits.device.type == "cpu" and logits.numel() <= _SMALL and logits.shape[1] <= _SMALL_VOCAB:
+    if is_small(logits):
         values = _small(logits.detach().float().numpy(), top_k)
         if values is not None:
             return torch.from_numpy(values)
     return _torch(logits, top_k)
+
+
+def is_small(logits: torch.Tensor) -> bool:
+    """Say whether calls take longer than what they compute: few logits, on the CPU."""
+    few = logits.numel() <= _SMALL and logits.shape[1] <= _SMALL_VOCAB
+    return few and logits.device.type == "cpu"
 
 
 def _check(logits: torch.Tensor, top_k: int) -> None:

@@ -75,6 +75,11 @@ class BranchRules:
         self._floor = np.full(table.capacity, _NO_BAR)
         self._loop = np.zeros(table.capacity, bool)
 
+    @property
+    def armed(self) -> bool:
+        """Whether some open branch has a rule, so that each of its tokens must be looked at."""
+        return bool(self._rules)
+
     def open(self, rule: BranchRule | None = None) -> int:
         """Return the slot of a new branch; without a rule it is only measured."""
         slot = self.table.open()
@@ -126,7 +131,7 @@ class BranchRules:
 
         A branch that was named is not named again: it may commit tokens until it has ended.
         """
-        if not self._rules:
+        if not self.armed:
             return []
         stops: dict[int, TokenStop] = {}
         # The last word wins: repetition collapses entropy too, and says more.

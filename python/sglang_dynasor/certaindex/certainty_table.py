@@ -27,7 +27,7 @@ Slots = NDArray[np.int64]
 
 
 class CertaintyTable:
-    """Folds the certainty of every running branch, vectorised over the batch.
+    """Folds the certainty of every running branch, vectorised over the batch and some steps.
 
     A *group* is the window of a branch's last `group_tokens` tokens; it counts once it is full.
     """
@@ -70,34 +70,45 @@ class CertaintyTable:
         tokens: NDArray[np.integer],
         logprob: NDArray[np.floating] | None = None,
     ) -> None:
-        """Count one committed token in each of `slots`, which are open and differ, [n].
+        """Count the committed tokens of some steps in each of `slots`, which are open and differ.
 
-        `measures` is [n, 3] in nats, columns as in `MEASURES`: DeepConf's -mean(log p) over the
-        likeliest tokens, entropy, and KL from uniform; clipped to 0 and 16,384, a NaN to 0.
-        `tokens` are ids, [n]. `logprob` of the sampled tokens, [n], is only averaged. Raises
-        ValueError for other shapes.
+        `slots` is [n], `measures` [steps, n, 3] in nats, columns as in `MEASURES`: DeepConf's
+        -mean(log p) over the likeliest tokens, entropy, and KL from uniform; clipped to 0 and
+        16,384, a NaN to 0. `tokens` are ids, [steps, n]. `logprob` of the sampled tokens,
+        [steps, n], is only averaged. Raises ValueError for other shapes.
         """
-        if measures.shape != (len(slots), len(MEASURES)) or len(tokens) != len(slots):
+        steps = len(tokens)
+        if tokens.shape != (steps, len(slots)) or measures.shape != (*tokens.shape, len(MEASURES)):
             raise ValueError(
-                f"one row of {len(MEASURES)} measures and one token per slot: {len(slots)} slots, "
-                f"measures {list(measures.shape)}, {len(tokens)} tokens"
+                f"{len(MEASURES)} measures and one token per step and slot: {len(slots)} slots, "
+                f"measures {list(measures.shape)}, tokens {list(tokens.shape)}"
             )
         clipped = np.fmin(np.fmax(measures, 0), _MAX_NATS)  # fmax takes the number beside a NaN
         values = np.rint(clipped * float(FIXED_POINT)).astype(np.int64)
+        at_once = min(self.group_tokens, RECENT_TOKENS)  # steps that overwrite nothing of their own
+        for start in range(0, steps, at_once):
+            end = start + at_once
+            self._fold(slots, values[start:end], tokens[start:end])
+        if logprob is not None:
+            self._logprob[slots, 0] += logprob.sum(axis=0)
+            self._logprob[slots, 1] += steps
+
+    def _fold(self, slots: Slots, values: NDArray[np.int64], tokens: NDArray[np.integer]) -> None:
+        steps = len(values)
         rows = self._rows[slots]
-        counted = rows[:, _TOKENS]
+        counted = rows[:, _TOKENS] + np.arange(steps)[:, None]  # tokens before each, [steps, n]
         oldest = counted % self.group_tokens
-        rows[:, _GROUP] += values - self._ring[slots, oldest]
-        rows[:, _BRANCH] += values
+        groups = (values - self._ring[slots, oldest]).cumsum(axis=0)
+        groups += rows[:, _GROUP]
+        unfilled = counted + 1 < self.group_tokens
+        lowest = np.where(unfilled, _NEVER, groups[:, :, 0]).min(axis=0)
+        rows[:, _LOWEST] = np.minimum(rows[:, _LOWEST], lowest)
+        rows[:, _TOKENS] += steps
+        rows[:, _GROUP] = groups[-1]
+        rows[:, _BRANCH] += values.sum(axis=0)
+        self._rows[slots] = rows
         self._ring[slots, oldest] = values
         self._recent[slots, counted % RECENT_TOKENS] = tokens
-        counted += 1
-        full, lowest = counted >= self.group_tokens, rows[:, _LOWEST]
-        np.minimum(lowest, rows[:, _GROUP_CONFIDENCE], out=lowest, where=full)
-        self._rows[slots] = rows
-        if logprob is not None:
-            self._logprob[slots, 0] += logprob
-            self._logprob[slots, 1] += 1
 
     def summary(self, slot: int) -> TokenCertainty | None:
         """Return the fold of an open branch, None before its first token.

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from sglang.srt.managers.io_struct import (
@@ -27,7 +28,7 @@ from sglang_dynasor.certaindex import CERTAINTY_GROUP_TOKENS, CertaintyTable
 from sglang_dynasor.certaindex.certainty_table import MEASURES
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.kernels.token_certainty import COLUMNS
-from sglang_dynasor.managers.certainty_observer import CertaintyObserver
+from sglang_dynasor.managers.certainty_observer import CertaintyObserver, HostCertainty, read
 from sglang_dynasor.managers.program_messages import (
     CERTAINTY,
     STOP_MESSAGES,
@@ -39,6 +40,7 @@ from sglang_dynasor.managers.program_messages import (
 if TYPE_CHECKING:
     from sglang.srt.managers.auxiliary_output import CommittedTokens
 
+_MAX_UNFOLDED = 16  # steps
 _MEASURES = [COLUMNS.index(name) for name in MEASURES]
 
 
@@ -51,6 +53,25 @@ class _Branch:
     unsent: list[list[float]] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What one batch has committed of measured requests; `rows` are theirs in the batch."""
+
+    rows: list[int]
+    branches: list[_Branch]
+    tokens: list[int]
+    certainty: HostCertainty
+
+
+_Measured: TypeAlias = tuple[_Step, tuple[np.ndarray, np.ndarray | None]]
+
+
+def _kind(measured: _Measured) -> Any:
+    """Equal for steps that are folded together."""
+    step, (values, logprob) = measured
+    return step.rows, step.branches, len(values), logprob is None
+
+
 class BranchCertainty:
     """Folds the certainty of running branches; O(1) per token, vectorised over the batch."""
 
@@ -61,6 +82,7 @@ class BranchCertainty:
         self._branches: dict[str, _Branch] = {}
         self._rid_of: dict[int, str] = {}
         self._keeping_values = 0
+        self._unfolded: list[_Step] = []
         self.stops: dict[str, str] = {}  # rid to reason, until the branch has ended
 
     def __len__(self) -> int:
@@ -69,6 +91,7 @@ class BranchCertainty:
     def open(self, rid: str, rule: BranchRule | None, keeps_values: bool) -> None:
         """Measure a request from its first token on."""
         self.close(rid, "aborted")
+        self._fold_steps()  # a rule must not see steps from before it
         slot = self._rules.open(rule)
         self._branches[rid] = _Branch(slot, keeps_values)
         self._rid_of[slot] = rid
@@ -76,9 +99,10 @@ class BranchCertainty:
 
     def close(self, rid: str, stop_reason: str) -> None:
         """Forget a request; one that is not measured is none of ours."""
-        branch = self._branches.pop(rid, None)
-        if branch is None:
+        if rid not in self._branches:
             return
+        self._fold_steps()
+        branch = self._branches.pop(rid)
         self._rules.close(branch.slot, stop_reason)
         del self._rid_of[branch.slot]
         self._keeping_values -= branch.keeps_values
@@ -96,15 +120,18 @@ class BranchCertainty:
         self,
         reqs: Sequence[Req],
         commits: Sequence[CommittedTokens | None],
-        values: np.ndarray,
-        chosen_logprob: np.ndarray | None,
+        certainty: HostCertainty,
     ) -> None:
-        """Count the tokens that were committed; rows are those of `reqs`.
+        """Count the tokens that were committed; the rows of `certainty` are those of `reqs`.
 
         A row without a commit (chunked prefill, retraction, one step after its end) is dropped.
+        Steps are folded when somebody asks, several at once: between two forward passes, which
+        leave nothing in the processor's cache, a call costs far more than what it computes.
         """
         find = self._branches.get
-        rows, branches, tokens = [], [], []
+        rows: list[int] = []
+        branches: list[_Branch] = []
+        tokens: list[int] = []
         for row, (req, commit) in enumerate(zip(reqs, commits, strict=True)):
             if commit is not None and (branch := find(req.rid)) is not None:
                 rows.append(row)
@@ -112,17 +139,32 @@ class BranchCertainty:
                 tokens.append(commit.token_ids[0])
         if not rows:
             return
-        if len(rows) < len(values):
-            values = values[rows]
-            chosen_logprob = None if chosen_logprob is None else chosen_logprob[rows]
-        slots = np.array([branch.slot for branch in branches])
-        self._table.add(slots, values[:, _MEASURES], np.array(tokens), chosen_logprob)
+        self._unfolded.append(_Step(rows, branches, tokens, certainty))
+        if self._rules.armed or len(self._unfolded) == _MAX_UNFOLDED:
+            self._fold_steps()
+
+    def _fold_steps(self) -> None:
+        steps, self._unfolded = self._unfolded, []
+        measured = zip(steps, read([step.certainty for step in steps]), strict=True)
+        for _, alike in groupby(measured, key=_kind):
+            self._fold(list(alike))
+
+    def _fold(self, steps: list[_Measured]) -> None:
+        """Steps of the same branches in the same rows; a single one where a rule is armed."""
+        first = steps[0][0]
+        values = np.stack([values for _, (values, _) in steps])[:, first.rows]
+        logprobs = [logprob for _, (_, logprob) in steps if logprob is not None]
+        logprob = np.stack(logprobs)[:, first.rows] if logprobs else None
+        tokens = np.array([step.tokens for step, _ in steps])
+        slots = np.array([branch.slot for branch in first.branches])
+        self._table.add(slots, values[:, :, _MEASURES], tokens, logprob)
         for slot, reason in self._rules.stopped(slots):
             self.stops[self._rid_of[slot]] = reason
         if self._keeping_values:
-            for branch, row_values in zip(branches, values.tolist(), strict=True):
+            by_branch = values.swapaxes(0, 1).tolist()
+            for branch, branch_values in zip(first.branches, by_branch, strict=True):
                 if branch.keeps_values:
-                    branch.unsent.append(row_values)
+                    branch.unsent += branch_values
 
     def payloads(self, reqs: Sequence[Req]) -> list[dict[str, Any] | None]:
         """What each emitted request has to tell its client; a finished one is forgotten."""
@@ -133,6 +175,8 @@ class BranchCertainty:
         if branch is None:
             return None
         payload: dict[str, Any] = {}
+        if branch.keeps_values or req.finished():
+            self._fold_steps()
         if branch.unsent:
             payload["values"], branch.unsent = branch.unsent, []
         if req.finished():

@@ -27,7 +27,7 @@ def step(
 ) -> list[tuple[int, str]]:
     slots = np.array(list(confidence))
     measures = np.array([(value, entropy, 0.0) for value in confidence.values()], np.float32)
-    rules.table.add(slots, measures, np.full(len(slots), token))
+    rules.table.add(slots, measures[None], np.full((1, len(slots)), token))
     return rules.stopped(slots)
 
 

@@ -20,7 +20,7 @@ nats = st.floats(0, 40, width=32)
 def add(table: CertaintyTable, slots: list[int], confidence: list[float]) -> None:
     """One token each, with half the confidence as entropy and a quarter as self-certainty."""
     measures = np.outer(np.array(confidence, np.float32), np.array([1, 0.5, 0.25], np.float32))
-    table.add(np.array(slots), measures, np.arange(len(slots)))
+    table.add(np.array(slots), measures[None], np.arange(len(slots))[None])
 
 
 def exact(value: float) -> Fraction:
@@ -56,6 +56,37 @@ def test_the_fold_equals_recomputing_it_whichever_branches_share_a_batch(
         assert summary.lowest_group == min(groups)
         assert summary.entropy == mean([exact(value / 2) for value in branch])
         assert summary.self_certainty == mean([exact(value / 4) for value in branch])
+
+
+@reproducible
+@given(st.data(), st.integers(1, 12), st.integers(1, 3))
+def test_several_steps_at_once_equal_one_after_the_other(
+    data: st.DataObject, window: int, branches: int
+) -> None:
+    together, apart = CertaintyTable(window), CertaintyTable(window)
+    slots = np.array([together.open() for _ in range(branches)])
+    assert [apart.open() for _ in range(branches)] == slots.tolist()
+    for block in data.draw(st.lists(st.integers(1, 30), min_size=1, max_size=4)):
+        count = block * branches
+        drawn = data.draw(st.lists(nats, min_size=3 * count, max_size=3 * count))
+        measures = np.array(drawn, np.float32).reshape(block, branches, 3)
+        tokens = np.arange(count).reshape(block, branches)
+        together.add(slots, measures, tokens)
+        for step in range(block):
+            apart.add(slots, measures[step : step + 1], tokens[step : step + 1])
+    for slot in slots.tolist():
+        assert together.summary(slot) == apart.summary(slot)
+    assert np.array_equal(together.last_tokens(slots), apart.last_tokens(slots))
+    bars = np.full(branches, together.fixed_group(1.0))
+    assert np.array_equal(together.group_below(slots, bars), apart.group_below(slots, bars))
+
+
+def test_more_steps_than_are_remembered_leave_the_last_ones() -> None:
+    table = CertaintyTable(2 * RECENT_TOKENS)
+    slots = np.array([table.open()])
+    steps = RECENT_TOKENS + 5
+    table.add(slots, np.ones((steps, 1, 3)), np.arange(steps)[:, None])
+    assert table.last_tokens(slots)[0].tolist() == list(range(steps - 1, 4, -1))
 
 
 def test_a_long_branch_leaves_no_error_in_its_window() -> None:
@@ -121,7 +152,7 @@ def test_the_last_tokens_come_newest_first() -> None:
     table = CertaintyTable()
     slots = np.array([table.open()])
     for token in range(RECENT_TOKENS + 5):
-        table.add(slots, np.zeros((1, 3)), np.array([token]))
+        table.add(slots, np.zeros((1, 1, 3)), np.array([[token]]))
         if token == 1:
             assert table.last_tokens(slots)[0, :3].tolist() == [1, 0, -1]
     newest = RECENT_TOKENS + 4
@@ -130,12 +161,12 @@ def test_the_last_tokens_come_newest_first() -> None:
 
 def test_a_log_probability_that_was_not_measured_is_none_and_others_are_averaged() -> None:
     table = CertaintyTable()
-    slots, measures = np.array([table.open()]), np.zeros((1, 3))
-    table.add(slots, measures, slots)
+    slots = np.array([table.open()])
+    table.add(slots, np.zeros((1, 1, 3)), slots[None])
     summary = table.summary(0)
     assert summary is not None and summary.logprob is None
-    table.add(slots, measures, slots, np.array([-1.0]))
-    table.add(slots, measures, slots, np.array([-2.0]))
+    tokens = np.array([[1], [2]])
+    table.add(slots, np.zeros((2, 1, 3)), tokens, np.array([[-1.0], [-2.0]]))
     summary = table.summary(0)
     assert summary is not None and summary.logprob == -1.5
 
@@ -143,8 +174,9 @@ def test_a_log_probability_that_was_not_measured_is_none_and_others_are_averaged
 def test_misuse_is_refused() -> None:
     table = CertaintyTable()
     slots = np.array([table.open()])
-    for measures, tokens in (((2, 3), 1), ((1, 2), 1), ((1, 3), 2)):
-        with pytest.raises(ValueError, match="one row of 3 measures and one token per slot"):
+    one = (1, 1)
+    for measures, tokens in (((1, 2, 3), one), ((1, 1, 2), one), ((1, 1, 3), (2, 1)), ((1, 3), 1)):
+        with pytest.raises(ValueError, match="3 measures and one token per step and slot"):
             table.add(slots, np.zeros(measures), np.zeros(tokens, np.int64))
     for slot in (-1, 1, 10_000):
         with pytest.raises(ValueError, match="not open"):

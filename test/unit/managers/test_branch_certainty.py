@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from sglang.srt.managers.auxiliary_output import CommittedTokens
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH
 
@@ -19,6 +20,7 @@ from sglang_dynasor.managers.branch_certainty import (
     CertaintyScheduler,
     DynasorOutputStreamer,
 )
+from sglang_dynasor.managers.certainty_observer import HostCertainty
 from sglang_dynasor.managers.program_messages import (
     CERTAINTY,
     STOP_MESSAGES,
@@ -48,6 +50,16 @@ def values_of(rng: np.random.Generator, rows: int) -> np.ndarray:
     return rng.random((rows, len(COLUMNS))).astype(np.float32)
 
 
+def certain(values: np.ndarray, chosen_logprob: np.ndarray | None = None) -> HostCertainty:
+    rows = torch.from_numpy(values)
+    logit = None
+    if chosen_logprob is not None:
+        logit = (
+            torch.from_numpy(chosen_logprob)[:, None] + rows[:, COLUMNS.index("logsumexp"), None]
+        )
+    return HostCertainty(rows, True, logit, None)  # type: ignore[arg-type]
+
+
 def commit(req: FakeReq, token: int) -> CommittedTokens:
     req.output_ids.append(token)
     return CommittedTokens(len(req.output_ids) - 1, (token,))
@@ -66,7 +78,7 @@ def test_a_branch_folds_its_own_committed_tokens_whatever_the_batch_is() -> None
         batch = choice.sample(reqs, k=choice.randint(1, len(reqs)))
         values = values_of(rng, len(batch))
         commits = [None if choice.random() < 0.2 else commit(req, step) for req in batch]
-        certainty.consume(batch, commits, values, None)  # type: ignore[arg-type]
+        certainty.consume(batch, commits, certain(values))  # type: ignore[arg-type]
         for req, committed, row in zip(batch, commits, values, strict=True):
             if committed is not None and req.rid in folded:
                 folded[req.rid].append(float(row[CONFIDENCE]))
@@ -92,6 +104,47 @@ def test_a_branch_folds_its_own_committed_tokens_whatever_the_batch_is() -> None
     assert len(certainty) == 0
 
 
+@pytest.mark.parametrize("rule", [None, BranchRule(loop=True)])
+@pytest.mark.parametrize("keeps_values", [False, True])
+def test_steps_are_folded_when_somebody_needs_them(
+    rule: BranchRule | None, keeps_values: bool
+) -> None:
+    certainty = BranchCertainty()
+    req, other = FakeReq("p::0"), FakeReq("p::1")
+    certainty.open(req.rid, rule, keeps_values)
+    certainty.open(other.rid, None, keeps_values=False)
+    values = values_of(np.random.default_rng(2), 2)
+    for step in range(20):
+        commits = [commit(req, step), commit(other, step)]
+        certainty.consume([req, other], commits, certain(values))  # type: ignore[list-item]
+        assert len(certainty._unfolded) == (0 if rule else (step + 1) % 16)
+    (payload,) = certainty.payloads([req])  # type: ignore[list-item]
+    assert len(payload["values"] if payload else []) == (20 if keeps_values else 0)
+    assert len(certainty._unfolded) == (0 if rule or keeps_values else 4)
+    certainty.close(other.rid, "aborted")
+    assert certainty._unfolded == []
+    # The slot that came free is another branch's now, and none of the old tokens are.
+    third = FakeReq("p::2")
+    certainty.open(third.rid, None, keeps_values=False)
+    alone = certain(values[:1])
+    certainty.consume([third], [commit(third, 9)], alone)  # type: ignore[list-item]
+    third.finished_reason = FINISH_LENGTH(1)
+    req.finished_reason = FINISH_LENGTH(20)
+    payloads = certainty.payloads([third, req])  # type: ignore[list-item]
+    assert [payload and payload["summary"]["tokens"] for payload in payloads] == [1, 20]
+
+
+def test_a_rule_sees_only_steps_from_its_opening_on() -> None:
+    certainty = BranchCertainty()
+    first, second = FakeReq("p::0"), FakeReq("p::1")
+    values = values_of(np.random.default_rng(3), 1)
+    certainty.open(first.rid, None, keeps_values=False)
+    certainty.consume([first], [commit(first, 1)], certain(values))  # type: ignore[list-item]
+    assert len(certainty._unfolded) == 1
+    certainty.open(second.rid, BranchRule(loop=True), keeps_values=False)
+    assert certainty._unfolded == []
+
+
 def test_log_probabilities_are_averaged_over_the_tokens_that_have_them() -> None:
     certainty = BranchCertainty()
     req = FakeReq("p::0")
@@ -99,7 +152,7 @@ def test_log_probabilities_are_averaged_over_the_tokens_that_have_them() -> None
     values = values_of(np.random.default_rng(0), 1)
     for logprob in (-1.0, None, -3.0):
         chosen = None if logprob is None else np.array([logprob], np.float32)
-        certainty.consume([req], [commit(req, 4)], values, chosen)  # type: ignore[list-item]
+        certainty.consume([req], [commit(req, 4)], certain(values, chosen))  # type: ignore[list-item]
     req.finished_reason = FINISH_LENGTH(3)
     (payload,) = certainty.payloads([req])  # type: ignore[list-item]
     assert payload is not None and payload["summary"]["logprob"] == pytest.approx(-2)
@@ -122,7 +175,7 @@ def test_a_branch_that_repeats_itself_is_named_until_it_has_ended() -> None:
     certainty.open(req.rid, BranchRule(loop=True), keeps_values=False)
     values = values_of(np.random.default_rng(0), 1)
     for token in [7, 8] * 100:
-        certainty.consume([req], [commit(req, token)], values, None)  # type: ignore[list-item]
+        certainty.consume([req], [commit(req, token)], certain(values))  # type: ignore[list-item]
     assert certainty.stops == {"p::0": "loop"}
     req.finished_reason = FINISH_ABORT(STOP_MESSAGES["loop"])
     certainty.payloads([req])  # type: ignore[list-item]
@@ -139,7 +192,7 @@ def test_pruned_branches_are_named_and_their_siblings_go_on() -> None:
     for step in range(CERTAINTY_GROUP_TOKENS):
         assert certainty.stops == {}
         commits = [commit(req, step) for req in reqs]
-        certainty.consume(reqs, commits, values, None)  # type: ignore[arg-type]
+        certainty.consume(reqs, commits, certain(values))  # type: ignore[arg-type]
     assert certainty.stops == {"p::1": "pruned"}
 
 
@@ -212,7 +265,7 @@ def test_nothing_is_sent_along_when_no_emitted_request_has_something_to_tell() -
     assert streamer.should_build_additional_customized_info()
     assert streamer.build_additional_customized_info([plain, req]) == {}  # type: ignore[list-item]
     values = values_of(np.random.default_rng(0), 1)
-    streamer.certainty.consume([req], [commit(req, 1)], values, None)  # type: ignore[list-item]
+    streamer.certainty.consume([req], [commit(req, 1)], certain(values))  # type: ignore[list-item]
     req.finished_reason = FINISH_LENGTH(1)
     told = streamer.build_additional_customized_info([plain, req])  # type: ignore[list-item]
     assert told[CERTAINTY][0] is None

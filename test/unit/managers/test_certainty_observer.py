@@ -14,9 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sglang_dynasor.certaindex import CERTAINTY_TOP_K
 from sglang_dynasor.kernels.token_certainty import COLUMNS, token_certainty
-from sglang_dynasor.managers.certainty_observer import CertaintyObserver
+from sglang_dynasor.managers.certainty_observer import CertaintyObserver, HostCertainty, read
 
 BATCH, VOCABULARY = 5, 97
+LARGE_VOCABULARY = 1500  # which the CPU, too, measures at once
+vocabularies = pytest.mark.parametrize("vocabulary", [VOCABULARY, LARGE_VOCABULARY])
 
 
 class NoSync(TorchDispatchMode):
@@ -44,10 +46,9 @@ class Sink:
         self,
         reqs: Sequence[Any],
         commits: Sequence[CommittedTokens | None],
-        values: np.ndarray,
-        chosen_logprob: np.ndarray | None,
+        certainty: HostCertainty,
     ) -> None:
-        self.calls.append((reqs, commits, values, chosen_logprob))
+        self.calls.append((reqs, commits, *read([certainty])[0]))
 
 
 def sampling_info(greedy: bool = False, **fields: Any) -> Any:
@@ -59,9 +60,11 @@ def sampling_info(greedy: bool = False, **fields: Any) -> Any:
     return SimpleNamespace(is_all_greedy=greedy, **{**untouched, **fields})
 
 
-def logits_of(seed: int = 0, device: str = "cpu") -> torch.Tensor:
+def logits_of(
+    seed: int = 0, device: str = "cpu", vocabulary: int = LARGE_VOCABULARY
+) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(BATCH, VOCABULARY, generator=generator).to(device)
+    return torch.randn(BATCH, vocabulary, generator=generator).to(device)
 
 
 def observe(logits: torch.Tensor, info: Any, tokens: torch.Tensor, sink: Sink | None = None) -> Any:
@@ -76,8 +79,9 @@ def test_it_is_active_only_when_switched_on() -> None:
     assert observer.is_active(sampling_info())
 
 
-def test_the_values_are_those_before_the_sampler_overwrote_the_logits() -> None:
-    logits = logits_of()
+@vocabularies
+def test_the_values_are_those_before_the_sampler_overwrote_the_logits(vocabulary: int) -> None:
+    logits = logits_of(vocabulary=vocabulary)
     before = logits.clone()
     sink = Sink()
     observer = CertaintyObserver(sink)
@@ -93,8 +97,31 @@ def test_the_values_are_those_before_the_sampler_overwrote_the_logits() -> None:
     np.testing.assert_array_equal(values, token_certainty(before, CERTAINTY_TOP_K).numpy())
 
 
-def test_a_greedy_batch_also_gives_the_chosen_tokens_log_probability() -> None:
-    logits = logits_of(1)
+def test_batches_read_together_are_those_read_alone() -> None:
+    """Whether they were measured at once or have yet to be, with chosen tokens or without."""
+    hosts = []
+    for seed, vocabulary, greedy in (
+        (1, 97, True),
+        (2, 1500, False),
+        (3, 97, False),
+        (4, 97, True),
+    ):
+        logits = logits_of(seed, vocabulary=vocabulary)
+        device = observe(logits, sampling_info(greedy), logits.argmax(1))
+        hosts.append(device.copy_to_host(torch.clone))
+    assert [host.measured for host in hosts] == [False, True, False, False]
+    for host, (values, logprob) in zip(hosts, read(hosts), strict=True):
+        ((own, own_logprob),) = read([host])
+        np.testing.assert_allclose(values, own, atol=1e-6)
+        assert (logprob is None) == (own_logprob is None)
+        if logprob is not None:
+            np.testing.assert_allclose(logprob, own_logprob, atol=1e-6)
+    assert read([]) == []
+
+
+@vocabularies
+def test_a_greedy_batch_also_gives_the_chosen_tokens_log_probability(vocabulary: int) -> None:
+    logits = logits_of(1, vocabulary=vocabulary)
     sink = Sink()
     device = observe(logits, sampling_info(greedy=True), logits.argmax(1), sink)
     device.copy_to_host(torch.clone).consume(SimpleNamespace(reqs=[]), [])
@@ -115,20 +142,24 @@ def test_no_chosen_log_probability_where_the_logits_may_be_changed(changed: dict
     logits = logits_of()
     assert (
         observe(logits, sampling_info(**{"greedy": True, **changed}), logits.argmax(1))
-    ).chosen_logprob is None
+    ).chosen_logit is None
 
 
 @pytest.mark.parametrize("greedy", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_nothing_in_it_waits_for_the_device(greedy: bool, dtype: torch.dtype) -> None:
+@vocabularies
+def test_nothing_in_it_waits_for_the_device(
+    greedy: bool, dtype: torch.dtype, vocabulary: int
+) -> None:
     # On the meta device there is no data: reading a value or copying it off raises, too.
     for device in ("cpu", "meta"):
-        logits = logits_of(device=device).to(dtype)
+        logits = logits_of(device=device, vocabulary=vocabulary).to(dtype)
         tokens = torch.zeros(BATCH, dtype=torch.int64, device=device)
         with NoSync():
             output = observe(logits, sampling_info(greedy), tokens)
-        assert output.values.device.type == device
-        assert output.values.shape == (BATCH, len(COLUMNS))
+        assert output.rows.device.type == device
+        assert output.measured == (device != "cpu" or vocabulary == LARGE_VOCABULARY)
+        assert output.rows.shape == (BATCH, len(COLUMNS) if output.measured else vocabulary)
 
 
 def test_the_sync_check_notices_a_sync() -> None:
@@ -138,9 +169,10 @@ def test_the_sync_check_notices_a_sync() -> None:
         logits_of(device="meta").cpu()
 
 
-def test_the_output_shares_no_memory_with_the_logits() -> None:
-    logits = logits_of()
+@vocabularies
+def test_the_output_shares_no_memory_with_the_logits(vocabulary: int) -> None:
+    logits = logits_of(vocabulary=vocabulary)
     start, end = logits.data_ptr(), logits.data_ptr() + logits.nbytes
     output = observe(logits, sampling_info(greedy=True), logits.argmax(1))
-    for tensor in (output.values, output.chosen_logprob):
+    for tensor in (output.rows, output.chosen_logit):
         assert not start <= tensor.data_ptr() < end
