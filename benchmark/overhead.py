@@ -161,7 +161,9 @@ def consume_us_per_row(batch: int, calls: int = 2048, block: int = 64) -> dict[s
 
     every_rule = BranchRule(bar=0.001, loop=True, entropy_floor=1e-6)
     source = np.random.default_rng(0)
-    reqs: Any = [SimpleNamespace(rid=f"program::{row}") for row in range(batch)]
+    reqs: Any = [
+        SimpleNamespace(rid=f"program::{row}", finished=lambda: False) for row in range(batch)
+    ]
     values = torch.from_numpy(source.random((calls, batch, len(COLUMNS)), np.float32))
     tokens = source.integers(0, 50_000, (calls, batch)).tolist()
     result = {}
@@ -180,6 +182,8 @@ def consume_us_per_row(batch: int, calls: int = 2048, block: int = 64) -> dict[s
             start = time.perf_counter_ns()
             certainty.consume(reqs, commits, certain)
             times.append((time.perf_counter_ns() - start) / 1000 / batch)
+            if call % block == block - 1:
+                certainty.payloads(reqs)  # as a stream takes them
         blocks = [statistics.mean(times[at : at + block]) for at in range(0, calls, block)]
         result[name] = statistics.median(blocks)
     return result

@@ -135,11 +135,13 @@ class BranchRules:
             return []
         stops: dict[int, TokenStop] = {}
         # The last word wins: repetition collapses entropy too, and says more.
-        certain = self.table.group_entropy_below(slots, self._floor[slots])
+        tokens, confidence, entropy = self.table.groups(slots).T
+        full = tokens >= self.table.group_tokens
+        certain = full & (entropy < self._floor[slots])
         stops.update((int(slot), "certain") for slot in slots[certain])
-        pruned = self.table.group_below(slots, self._bar[slots])
+        pruned = full & (confidence < self._bar[slots])
         stops.update((int(slot), "pruned") for slot in slots[pruned])
-        checked = slots[self._loop[slots] & (self.table.tokens(slots) % LOOP_CHECK_TOKENS == 0)]
+        checked = slots[self._loop[slots] & (tokens % LOOP_CHECK_TOKENS == 0)]
         if checked.size:
             loops = checked[repeats(self.table.last_tokens(checked))]
             stops.update((int(slot), "loop") for slot in loops)

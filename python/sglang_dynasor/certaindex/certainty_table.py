@@ -39,6 +39,7 @@ class CertaintyTable:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         self.group_tokens = group_tokens
         self.capacity = initial_slots
+        self._steps = np.arange(RECENT_TOKENS)[:, None]
         self._free = list(reversed(range(initial_slots)))
         self._open = np.zeros(initial_slots, bool)
         self._rows = np.zeros((initial_slots, _LOWEST + 1), np.int64)
@@ -96,7 +97,7 @@ class CertaintyTable:
     def _fold(self, slots: Slots, values: NDArray[np.int64], tokens: NDArray[np.integer]) -> None:
         steps = len(values)
         rows = self._rows[slots]
-        counted = rows[:, _TOKENS] + np.arange(steps)[:, None]  # tokens before each, [steps, n]
+        counted = rows[:, _TOKENS] + self._steps[:steps]  # tokens before each, [steps, n]
         oldest = counted % self.group_tokens
         groups = (values - self._ring[slots, oldest]).cumsum(axis=0)
         groups += rows[:, _GROUP]
@@ -138,13 +139,13 @@ class CertaintyTable:
         """Return how many tokens each branch has committed."""
         return self._rows[slots, _TOKENS]
 
-    def group_below(self, slots: Slots, bars: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Say whose group is full and its confidence below the bar of `fixed_group`."""
-        return self._full(slots) & (self._rows[slots, _GROUP_CONFIDENCE] < bars)
+    def groups(self, slots: Slots) -> NDArray[np.int64]:
+        """Return tokens, and the group's sums of confidence and of entropy, [n, 3].
 
-    def group_entropy_below(self, slots: Slots, floors: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Say whose group is full and its mean entropy below the floor of `fixed_group`."""
-        return self._full(slots) & (self._rows[slots, _GROUP_ENTROPY] < floors)
+        Compare the sums with `fixed_group`, where there are `group_tokens` tokens: not before that
+        is the group full.
+        """
+        return self._rows[slots][:, : _GROUP_ENTROPY + 1]
 
     def fixed_group(self, nats: float) -> int:
         """Return what a group's sum is where its mean is `nats`: compared without rounding."""
@@ -158,9 +159,6 @@ class CertaintyTable:
         """Return the ids of the last 256 tokens, newest first, [n, 256]; -1 where there is none."""
         ages = np.arange(1, RECENT_TOKENS + 1)
         return self._recent[slots[:, None], (self.tokens(slots)[:, None] - ages) % RECENT_TOKENS]
-
-    def _full(self, slots: Slots) -> NDArray[np.bool_]:
-        return self.tokens(slots) >= self.group_tokens
 
     def _check_open(self, slot: int) -> None:
         if not 0 <= slot < self.capacity or not self._open[slot]:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from sglang.srt.managers.auxiliary_output import CommittedTokens
 
 _MAX_UNFOLDED = 16  # steps
-_MEASURES = [COLUMNS.index(name) for name in MEASURES]
+_MEASURES = np.array([COLUMNS.index(name) for name in MEASURES])
 
 
 @dataclass(slots=True, eq=False)
@@ -50,7 +50,7 @@ class _Branch:
 
     slot: int
     keeps_values: bool
-    unsent: list[list[float]] = field(default_factory=list)
+    unsent: list[np.ndarray] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,19 +152,21 @@ class BranchCertainty:
     def _fold(self, steps: list[_Measured]) -> None:
         """Steps of the same branches in the same rows; a single one where a rule is armed."""
         first = steps[0][0]
-        values = np.stack([values for _, (values, _) in steps])[:, first.rows]
+        values = np.array([values for _, (values, _) in steps])
         logprobs = [logprob for _, (_, logprob) in steps if logprob is not None]
-        logprob = np.stack(logprobs)[:, first.rows] if logprobs else None
+        logprob = np.array(logprobs) if logprobs else None
+        if len(first.rows) < values.shape[1]:
+            values = values[:, first.rows]
+            logprob = None if logprob is None else logprob[:, first.rows]
         tokens = np.array([step.tokens for step, _ in steps])
         slots = np.array([branch.slot for branch in first.branches])
-        self._table.add(slots, values[:, :, _MEASURES], tokens, logprob)
+        self._table.add(slots, values.take(_MEASURES, axis=2), tokens, logprob)
         for slot, reason in self._rules.stopped(slots):
             self.stops[self._rid_of[slot]] = reason
         if self._keeping_values:
-            by_branch = values.swapaxes(0, 1).tolist()
-            for branch, branch_values in zip(first.branches, by_branch, strict=True):
+            for column, branch in enumerate(first.branches):
                 if branch.keeps_values:
-                    branch.unsent += branch_values
+                    branch.unsent.append(values[:, column])
 
     def payloads(self, reqs: Sequence[Req]) -> list[dict[str, Any] | None]:
         """What each emitted request has to tell its client; a finished one is forgotten."""
@@ -178,7 +180,8 @@ class BranchCertainty:
         if branch.keeps_values or req.finished():
             self._fold_steps()
         if branch.unsent:
-            payload["values"], branch.unsent = branch.unsent, []
+            payload["values"] = np.concatenate(branch.unsent).tolist()
+            branch.unsent.clear()
         if req.finished():
             summary = self._table.summary(branch.slot)
             if summary is not None:

@@ -77,8 +77,7 @@ def test_several_steps_at_once_equal_one_after_the_other(
     for slot in slots.tolist():
         assert together.summary(slot) == apart.summary(slot)
     assert np.array_equal(together.last_tokens(slots), apart.last_tokens(slots))
-    bars = np.full(branches, together.fixed_group(1.0))
-    assert np.array_equal(together.group_below(slots, bars), apart.group_below(slots, bars))
+    assert np.array_equal(together.groups(slots), apart.groups(slots))
 
 
 def test_more_steps_than_are_remembered_leave_the_last_ones() -> None:
@@ -100,15 +99,13 @@ def test_a_long_branch_leaves_no_error_in_its_window() -> None:
     assert summary.tail == summary.lowest_group == mean([exact(float(np.float32(0.1)))])
 
 
-def test_only_full_groups_are_compared_with_a_bar() -> None:
+def test_a_groups_sums_are_those_of_its_last_tokens() -> None:
     table = CertaintyTable(3)
-    slots = np.array([table.open()])
-    bars = np.array([table.fixed_group(2.0)])
-    below = []
+    slot = table.open()
     for value in (0.0, 0.0, 5.0, 1.0, 0.0):
-        add(table, [int(slots[0])], [value])
-        below.append(bool(table.group_below(slots, bars)[0]))
-    assert below == [False, False, True, False, False]  # means 5/3, 2 (met by >=), 2
+        add(table, [slot], [value])
+    groups = table.groups(np.array([slot]))
+    assert groups.tolist() == [[5, table.fixed_group(2.0), table.fixed_group(1.0)]]
 
 
 @pytest.mark.parametrize(
