@@ -144,6 +144,8 @@ class BranchCertainty:
             self._fold_steps()
 
     def _fold_steps(self) -> None:
+        if not self._unfolded:  # as after the first of a batch's requests that ask
+            return
         steps, self._unfolded = self._unfolded, []
         measured = zip(steps, read([step.certainty for step in steps]), strict=True)
         for _, alike in groupby(measured, key=_kind):
