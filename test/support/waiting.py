@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -19,3 +20,11 @@ def wait_until(condition: Callable[[], T], what: str, deadline_s: float = 10.0) 
         if time.monotonic() > ends_at:
             raise AssertionError(f"{what}: still not so after {deadline_s} s")
         time.sleep(0.02)
+
+
+def wait_until_threads_ended(before: set[threading.Thread]) -> None:
+    """Until every thread that is not in `before` has ended, daemons left out."""
+    wait_until(
+        lambda: not [t for t in set(threading.enumerate()) - before if not t.daemon],
+        "the threads have ended",
+    )

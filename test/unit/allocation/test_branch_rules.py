@@ -38,6 +38,24 @@ def finish(rules: BranchRules, level: float, stop_reason: str = "completed", **r
     rules.close(slot, stop_reason)
 
 
+@pytest.mark.parametrize("measure", ["confidence", "entropy"])
+def test_only_full_groups_are_compared_and_one_at_the_bar_goes_on(measure: str) -> None:
+    is_bar = measure == "confidence"
+    stops = []
+    for length in range(1, 6):
+        rules = rules_of(3)
+        slot = rules.open(BranchRule(bar=2.0) if is_bar else BranchRule(entropy_floor=2.0))
+        for value in (0.0, 0.0, 5.0, 1.0, 0.0)[:length]:
+            # a stopped branch is not named again: look at the last group alone
+            rules.table.add(
+                np.array([slot]),
+                np.full((1, 1, 3), value, np.float32),
+                np.zeros((1, 1), np.int64),
+            )
+        stops.append(bool(rules.stopped(np.array([slot]))))
+    assert stops == [False, False, True, False, False]  # means 5/3, 2 (met by >=), 2
+
+
 def test_a_branch_is_pruned_at_its_first_full_group_below_the_bar() -> None:
     rules = rules_of()
     low, high, free = (rules.open(BranchRule(bar=bar)) for bar in (5.0, 4.0, None))

@@ -16,7 +16,7 @@ import pytest
 from sglang.lang.global_config import global_config
 
 from sglang_dynasor.lang import DynasorEndpoint, EngineBackend
-from support.waiting import wait_until
+from support.waiting import wait_until_threads_ended
 
 REFUSAL = "dynasor.threshold: refused for a test"
 
@@ -145,10 +145,7 @@ def fake_engine(recorder: Recorder) -> Iterator[Any]:
         ),
     )
     # Forks of a failed program send what they were about to send, after the caller has its error.
-    wait_until(
-        lambda: not [t for t in set(threading.enumerate()) - before if not t.daemon],
-        "the threads of all states have ended",
-    )
+    wait_until_threads_ended(before)
     loop.close()
 
 

@@ -12,7 +12,7 @@ import sglang as sgl
 from sglang.lang.backend.base_backend import BaseBackend
 
 from sglang_dynasor import lang
-from support.waiting import wait_until
+from support.waiting import wait_until, wait_until_threads_ended
 
 pytestmark = pytest.mark.usefixtures("backend")
 
@@ -85,10 +85,7 @@ def test_no_thread_outlives_a_failed_program() -> None:
     with refused() as raised:
         forking.run()
     assert raised.tb is not None  # which refers to the forks
-    wait_until(
-        lambda: not [t for t in set(threading.enumerate()) - before if not t.daemon],
-        "the threads have ended",
-    )
+    wait_until_threads_ended(before)
 
 
 class LockOfThreads:
@@ -147,10 +144,7 @@ def test_forks_that_never_sent_anything_end_with_a_failed_program() -> None:
 
     with refused():
         forking.run()
-    wait_until(
-        lambda: not [t for t in set(threading.enumerate()) - before if not t.daemon],
-        "the threads have ended",
-    )
+    wait_until_threads_ended(before)
 
 
 def test_what_is_submitted_after_a_failure_does_not_wait(recorder: Any) -> None:
