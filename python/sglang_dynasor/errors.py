@@ -1,8 +1,20 @@
-"""One way to say what is wrong with a field."""
+"""One way to refuse a request and to say what is wrong with a field."""
 
 from __future__ import annotations
 
 from pydantic import ValidationError
+
+
+class RequestError(ValueError):
+    """A request that is refused. Every surface answers with `status_code` and, where its error
+    bodies have one, with `param`, the field at fault. 503 where a retry may help, 409 where what
+    the request asks for runs already.
+    """
+
+    def __init__(self, message: str, param: str | None = None, status_code: int = 400) -> None:
+        super().__init__(message)
+        self.param = param
+        self.status_code = status_code
 
 
 def describe_validation_error(error: ValidationError) -> str:
