@@ -7,24 +7,61 @@ scheduler process accepts scalars only inside `custom_params["dynasor"]`.
 from __future__ import annotations
 
 from dataclasses import asdict, fields, replace
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 from sglang.srt.managers.io_struct import BaseReq, hook_custom_types
 
 from sglang_dynasor.allocation import BranchRule, TokenStop
-from sglang_dynasor.programs import BranchStop
+from sglang_dynasor.allocation.demand import Demand
+from sglang_dynasor.programs.protocol import NodeStop
 from sglang_dynasor.scheduling import ProgramKey
 
 CARRIER = "dynasor"
 CERTAINTY = "dynasor_certainty"  # of upstream's customized output
-SURPLUS_MESSAGE = "branch not needed now"
+CANCELLED_MESSAGE = "cancelled by its program"  # or to make room for what is needed
 STOP_MESSAGES: dict[str, str] = {reason: f"branch {reason}" for reason in get_args(TokenStop)}
 
-_STOP_REASONS: dict[str, BranchStop] = {"stop": "completed", "length": "length", "abort": "aborted"}
+RequestStop: TypeAlias = NodeStop | Literal["cancelled"]
+_STOP_REASONS: dict[str, RequestStop] = {
+    "stop": "completed",
+    "length": "length",
+    "abort": "aborted",
+}
 _REASON_OF_MESSAGE: dict[str | None, Any] = {
-    SURPLUS_MESSAGE: "cancelled",
+    CANCELLED_MESSAGE: "cancelled",
     **{message: reason for reason, message in STOP_MESSAGES.items()},
 }
+
+
+class DemandReqInput(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """What a program the engine runs needs now; the first one announces it.
+
+    The fields are those of `Demand`. `kind` is the class whose lengths are learnt together,
+    `draws_seen` counts the draws that had reached the program when it said so.
+    """
+
+    tenant: str
+    program_id: str
+    kind: str
+    prompt_tokens: int
+    certaindex: float
+    worth: float
+    work: float
+    needed: int | None
+    values: list[float]
+    draws_seen: int
+
+    @property
+    def demand(self) -> Demand:
+        return Demand(self.certaindex, self.worth, self.work, self.needed, tuple(self.values))
+
+
+class CancelNodesReqInput(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """End these requests of a program; those that have gone already are passed over."""
+
+    tenant: str
+    program_id: str
+    rids: list[str]
 
 
 class EndProgramReqInput(BaseReq, kw_only=True):  # type: ignore[call-arg]
@@ -36,9 +73,10 @@ class EndProgramReqInput(BaseReq, kw_only=True):  # type: ignore[call-arg]
 
 
 class EndProgramReqOutput(BaseReq, kw_only=True):  # type: ignore[call-arg]
-    """The last request of an ended program has drained.
+    """The last request of an ended program has drained, or the engine is paused.
 
-    `tokens` maps rid to all generated tokens, `tokens_at_end` to those at the message's receipt.
+    `tokens` maps rid to all generated tokens, `tokens_at_end` to those at the message's receipt. A
+    paused engine drains nothing: it counts at once what each request has generated so far.
     """
 
     message_id: str
@@ -46,26 +84,8 @@ class EndProgramReqOutput(BaseReq, kw_only=True):  # type: ignore[call-arg]
     tokens_at_end: dict[str, int]
 
 
-class ReportProgramReqInput(BaseReq, kw_only=True):  # type: ignore[call-arg]
-    """What a program the engine runs needs now; the first report announces it.
-
-    The fields are those of `scheduling.ProgramEntry`; `values` holds gains in P(the vote is right).
-    """
-
-    tenant: str
-    program_id: str
-    branch_class: str
-    prompt_tokens: int
-    max_branches: int
-    certaindex: float
-    needed: int | None
-    worth: float
-    values: list[float]
-    draws_seen: int
-
-
-class DrawBranchesReqOutput(BaseReq, kw_only=True):  # type: ignore[call-arg]
-    """The scheduler has room for `count` of the branches a program offered."""
+class DrawReqOutput(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """The scheduler has room for `count` of the nodes a program offered."""
 
     tenant: str
     program_id: str
@@ -81,14 +101,14 @@ class StopBranchesReqInput(BaseReq, kw_only=True):  # type: ignore[call-arg]
 class BranchParams(NamedTuple):
     """What the scheduler is told about one request of a program.
 
-    `max_branches` is how many requests a client expects to send, 0 where it did not say.
-    `measured` asks for token certainty, `token_values` also returns it for every token. What
-    follows are the fields of its `BranchRule`; without one `profile` is None.
+    `expected` is how many requests a client expects to send, 0 where it did not say. `measured`
+    asks for token certainty, `token_values` also returns it for every token. What follows are the
+    fields of its `BranchRule`; without one `profile` is None.
     """
 
     tenant: str
     program_id: str
-    max_branches: int = 0
+    expected: int = 0
     measured: bool = False
     token_values: bool = False
     profile: str | None = None
@@ -133,15 +153,16 @@ class BranchParams(NamedTuple):
 def register() -> None:
     """Make this process able to encode and decode the messages."""
     hook_custom_types(
+        DemandReqInput,
+        CancelNodesReqInput,
         EndProgramReqInput,
         EndProgramReqOutput,
-        ReportProgramReqInput,
-        DrawBranchesReqOutput,
+        DrawReqOutput,
         StopBranchesReqInput,
     )
 
 
-def stop_reason_of(finish_reason: dict[str, Any]) -> BranchStop:
-    """Why a request ended, in a branch's words."""
-    known: BranchStop | None = _REASON_OF_MESSAGE.get(finish_reason.get("message"))
+def stop_reason_of(finish_reason: dict[str, Any]) -> RequestStop:
+    """Why a request ended, in a node's words."""
+    known: RequestStop | None = _REASON_OF_MESSAGE.get(finish_reason.get("message"))
     return known or _STOP_REASONS[finish_reason["type"]]
