@@ -36,12 +36,14 @@ _REASON_OF_MESSAGE: dict[str | None, Any] = {
 class DemandReqInput(BaseReq, kw_only=True):  # type: ignore[call-arg]
     """What a program the engine runs needs now; the first one announces it.
 
-    The fields are those of `Demand`. `kind` is the class whose lengths are learnt together,
+    The fields are those of `Demand`. `routed_dp_rank`, as of every message to the scheduler, is the
+    replica the program lives on. `kind` is the class whose lengths are learnt together,
     `draws_seen` counts the draws that had reached the program when it said so.
     """
 
     tenant: str
     program_id: str
+    routed_dp_rank: int = 0
     kind: str
     prompt_tokens: int
     certaindex: float
@@ -61,6 +63,7 @@ class CancelNodesReqInput(BaseReq, kw_only=True):  # type: ignore[call-arg]
 
     tenant: str
     program_id: str
+    routed_dp_rank: int = 0
     rids: list[str]
 
 
@@ -69,6 +72,7 @@ class EndProgramReqInput(BaseReq, kw_only=True):  # type: ignore[call-arg]
 
     tenant: str
     program_id: str
+    routed_dp_rank: int = 0
     message_id: str
 
 
