@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -61,10 +62,12 @@ class AdaptiveGrants:
 
     def next_grant(self, evidence: Evidence, rounds: int) -> int:
         """Return that number, or all that remain where nothing can stop the program earlier."""
-        for size in range(1, evidence.remaining):
-            if self.rule.decide(evidence.after_agreement(size)) is not None:
-                return size
-        return evidence.remaining
+        sizes = self.rule.asked_after(evidence)
+        first = bisect_left(sizes, True, key=lambda size: self._stops(evidence, size))
+        return sizes[first] if first < len(sizes) else evidence.remaining
+
+    def _stops(self, evidence: Evidence, size: int) -> bool:
+        return self.rule.decide(evidence.after_agreement(size)) is not None
 
 
 def _is_count(text: str) -> bool:

@@ -18,7 +18,10 @@ def majority_posterior(leader: int, rival: int) -> float:
     """Return P(X > 1/2) of X ~ Beta(leader + 1, rival + 1), exactly (Adaptive-Consistency)."""
     # 1 - I_0.5(a + 1, b + 1) is a binomial tail of a + b + 1 fair coins: exact in integers.
     coins = leader + rival + 1
-    against = sum(math.comb(coins, heads) for heads in range(rival + 1))
+    against, ways = 0, 1
+    for heads in range(rival + 1):
+        against += ways
+        ways = ways * (coins - heads) // (heads + 1)
     return round(1 - against / (1 << coins), AGREEMENT_DIGITS)
 
 
@@ -59,8 +62,8 @@ def largest_share_posterior(counts: tuple[int, ...]) -> float:
     by Gauss-Legendre quadrature over the quantiles of G, good to 1e-5 for up to 512 votes each.
     """
     nodes, weights = _quadrature(counts[0])
-    rivals = np.array(counts[1:])[:, None]
-    below = gammainc(rivals + 1, nodes).prod(axis=0)
+    sizes, groups = np.unique(counts[1:], return_counts=True)
+    below = (gammainc(sizes[:, None] + 1, nodes) ** groups[:, None]).prod(axis=0)
     return round(float(weights @ below), AGREEMENT_DIGITS)
 
 

@@ -36,6 +36,13 @@ class StopRule(Protocol):
     def inactive(self, evidence: Evidence) -> str | None:
         """Return why the rule can't judge this evidence, None where it can."""
 
+    def asked_after(self, evidence: Evidence) -> range:
+        """Return the numbers of further branches after which agreement could be enough.
+
+        Where all of them join the leader and one of these numbers stops the program, every larger
+        one does too. At most `evidence.remaining` - 1: with all branches nothing is left to stop.
+        """
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -85,6 +92,9 @@ class _Rule(ABC):
     def inactive(self, evidence: Evidence) -> str | None:
         return None if evidence.unit_votes or self.judges_weights else "votes are weighted"
 
+    def asked_after(self, evidence: Evidence) -> range:
+        return range(1, evidence.remaining)
+
     @abstractmethod
     def _verdict(self, evidence: Evidence) -> Verdict | None: ...
 
@@ -106,6 +116,12 @@ class ThresholdRule(_Rule):
         if evidence.finished < self.at or (evidence.finished > self.at and not self.recheck):
             return None
         return _met("certain", evidence.certaindex, self.threshold, report=False)
+
+    def asked_after(self, evidence: Evidence) -> range:
+        if self.recheck:
+            return range(1, evidence.remaining)
+        at = self.at - evidence.finished
+        return range(at, at + 1) if 1 <= at < evidence.remaining else range(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +186,9 @@ class EscRule(_Rule):
         whole = evidence.finished % self.window == 0 and evidence.run >= self.window
         return Verdict("certain") if whole else None
 
+    def asked_after(self, evidence: Evidence) -> range:
+        return range(self.window - evidence.finished % self.window, evidence.remaining, self.window)
+
 
 @dataclass(frozen=True, slots=True)
 class SprtRule(_Rule):
@@ -232,28 +251,6 @@ class DeepConfRule(_Rule):
 
 
 @dataclass(frozen=True, slots=True)
-class HopelessRule(_Rule):
-    """Gives up after `at` branches with neither agreement nor reward."""
-
-    name: ClassVar[str] = "hopeless"
-    threshold_field: ClassVar[str | None] = "agreement"
-    needs_answer: ClassVar[bool] = False
-    judges_weights: ClassVar[bool] = True
-    agreement: float = 0.1
-    reward: float = 0.2
-    at: int = 8
-
-    def inactive(self, evidence: Evidence) -> str | None:
-        return None if evidence.reward is not None else "there is no reward model"
-
-    def _verdict(self, evidence: Evidence) -> Verdict | None:
-        assert evidence.reward is not None
-        if evidence.finished < self.at or evidence.certaindex > self.agreement:
-            return None
-        return Verdict("hopeless", evidence.reward) if evidence.reward <= self.reward else None
-
-
-@dataclass(frozen=True, slots=True)
 class DynasorRule(_Rule):
     """Stops once the answer of the full vote is known, or known with `confidence`: our default.
 
@@ -276,6 +273,36 @@ class DynasorRule(_Rule):
             return None
         survival = lead_survival(*_top_two(evidence), evidence.remaining)
         return _met("certain", survival, self.confidence)
+
+
+@dataclass(frozen=True, slots=True)
+class HopelessRule(_Rule):
+    """Stops where `DynasorRule` is certain, and gives up where agreement stays low.
+
+    The second threshold is that of Conformal Thinking (arXiv 2602.03814): a program whose
+    certaindex is at most `agreement` after `at` branches is not going to be settled by more of
+    them. Where there is a reward model, its reward must be at most `reward` too. Calibration counts
+    the harm of both sides as one. In a weighted vote only the lower side judges.
+    """
+
+    name: ClassVar[str] = "hopeless"
+    threshold_field: ClassVar[str | None] = "agreement"
+    needs_answer: ClassVar[bool] = False
+    judges_weights: ClassVar[bool] = True
+    agreement: float = 0.1
+    reward: float = 0.2
+    at: int = 8
+
+    def _verdict(self, evidence: Evidence) -> Verdict | None:
+        if evidence.unit_votes and evidence.counts:
+            certain = DynasorRule(min_branches=self.min_branches)._verdict(evidence)
+            if certain is not None:
+                return certain
+        if evidence.finished < self.at or evidence.certaindex > self.agreement:
+            return None
+        if evidence.reward is not None and evidence.reward > self.reward:
+            return None
+        return Verdict("hopeless", evidence.certaindex)
 
 
 _RULES: dict[str, type[_Rule]] = {

@@ -27,17 +27,23 @@ over i ~ Binomial(m - 1, s).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
+from scipy.special import betaln, gammaln
 
 from sglang_dynasor.certaindex.tracker import Evidence
 
 
 def branch_values(
-    evidence: Evidence, mean_tokens: float, prior: float = 1.0, p_mode_right: float = 1.0
+    evidence: Evidence,
+    mean_tokens: float,
+    prior: float = 1.0,
+    p_mode_right: float = 1.0,
+    *,
+    after: int = 0,
+    limit: int | None = None,
 ) -> tuple[float, ...]:
     """Return, for each remaining branch in turn, the gain in P(the vote is right) per token.
 
@@ -48,41 +54,76 @@ def branch_values(
     `mean_tokens` (above 0) is what a branch is expected to generate. A profile may give `prior`
     (above 0: r, the smaller the more one-sided its problems) and `p_mode_right` (0 to 1), how often
     the most frequent answer is right at this certaindex; without it, 1, right means that the vote
-    is the population's. Raises ValueError where one is out of range.
+    is the population's. Only the branches behind the next `after`, which run anyway, and at most
+    `limit` of them are valued. Raises ValueError where one is out of range.
     """
     if not (mean_tokens > 0 and prior > 0):
         raise ValueError(f"mean_tokens and prior must be above 0, not {mean_tokens}, {prior}")
     if not 0 <= p_mode_right <= 1:
         raise ValueError(f"p_mode_right must be between 0 and 1, not {p_mode_right}")
     leader, rival, *_ = (*evidence.counts, 0, 0)
-    gains = _gains(leader, rival, evidence.finished, evidence.remaining, float(prior))
+    count = max(0, evidence.remaining - after)
+    if limit is not None:
+        count = min(count, limit)
+    gains = _gains(leader, rival, evidence.finished, after, count, float(prior))
     return tuple([gain * p_mode_right / mean_tokens for gain in gains])
+
+
+def expected_gain(evidence: Evidence, branches: int, prior: float = 1.0) -> float:
+    """Return what this many more branches (0 to `remaining`) add to P(the vote is right)."""
+    leader, rival, *_ = (*evidence.counts, 0, 0)
+    ties = _tie_gains(leader, rival, branches, float(prior))
+    gained = np.concatenate(([0.0], np.cumsum(ties)))  # once so many have joined the duel
+    return float(gained @ _joining(branches, _share(leader, rival, evidence.finished)))
 
 
 @lru_cache(maxsize=4096)
 def _gains(
-    leader: int, rival: int, finished: int, remaining: int, prior: float
+    leader: int, rival: int, finished: int, after: int, count: int, prior: float
 ) -> tuple[float, ...]:
-    """Gain of each remaining branch, as the slopes of the concave majorant."""
-    ties = _tie_gains(leader, rival, remaining, prior)
-    share = (leader + rival + 1) / (finished + 1)
+    """Gain of each of `count` branches behind `after`, as the slopes of the concave majorant."""
+    if not count:
+        return ()
+    share = _share(leader, rival, finished)
+    ties = _tie_gains(leader, rival, after + count, prior)
+    # The mean over how many of the first `after` join, then one branch more at a time.
+    means = np.convolve(ties, _joining(after, share)[::-1], mode="valid")[:count]
     gains = []
-    for _ in range(remaining):  # de Casteljau: the binomial means of the T_i, without factorials
-        gains.append(share * float(ties[0]))
-        ties = np.convolve(ties, (share, 1 - share), mode="valid")
+    for _ in range(count):  # de Casteljau: the binomial means of the T_i, without factorials
+        gains.append(share * float(means[0]))
+        means = np.convolve(means, (share, 1 - share), mode="valid")
     return _concave_slopes(gains)
+
+
+def _share(leader: int, rival: int, finished: int) -> float:
+    """How many of the branches join the duel."""
+    return (leader + rival + 1) / (finished + 1)
+
+
+@lru_cache(maxsize=4096)
+def _joining(branches: int, share: float) -> np.ndarray:
+    """Binomial probabilities that 0 to `branches` of them join."""
+    joined = np.arange(branches + 1)
+    if share == 1:
+        return (joined == branches).astype(float)
+    logs = joined * np.log(share) + (branches - joined) * np.log1p(-share)
+    return np.exp(_log_ways(branches, joined) + logs)
 
 
 def _tie_gains(leader: int, rival: int, remaining: int, prior: float) -> np.ndarray:
     """T_i of the module's text for i from 0 to `remaining` - 1."""
-    a, b = leader + prior, rival + prior
-    log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
     ties = np.zeros(remaining)
-    for for_leader, votes in enumerate(range(leader - rival, remaining, 2)):
-        each = a + for_leader
-        log_ways = math.log(math.comb(votes, for_leader))
-        ties[votes] = math.exp(log_ways - each * math.log(4) - math.log(each) - log_beta)
+    votes = np.arange(leader - rival, remaining, 2)
+    if len(votes):
+        for_leader = np.arange(len(votes))
+        each = leader + prior + for_leader
+        logs = _log_ways(votes, for_leader) - each * np.log(4) - np.log(each)
+        ties[votes] = np.exp(logs - betaln(leader + prior, rival + prior))
     return ties
+
+
+def _log_ways(of: int | np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    return gammaln(np.add(of, 1)) - gammaln(chosen + 1) - gammaln(of - chosen + 1)
 
 
 def _concave_slopes(gains: Sequence[float]) -> tuple[float, ...]:

@@ -5,18 +5,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang_dynasor.allocation import (
+    RULES,
     AdaptiveGrants,
     BetaRule,
     DecidedRule,
+    Decision,
     DynasorRule,
     FixedGrants,
     Sample,
     StopRule,
     ThresholdRule,
+    make_rule,
     parse_grants,
     replay,
 )
-from sglang_dynasor.certaindex import CertaindexTracker
+from sglang_dynasor.certaindex import CertaindexTracker, Evidence
 
 reproducible = settings(derandomize=True, deadline=None, max_examples=300)
 STOPPING = [
@@ -82,6 +85,44 @@ def test_an_adaptive_grant_is_the_shortest_way_to_a_stop(
     rule: StopRule, answers: str, grant: int
 ) -> None:
     assert AdaptiveGrants(rule).next_grant(evidence_of(*answers), rounds=0) == grant
+
+
+EVERY_RULE = [make_rule(name, min_branches=minimum) for name in RULES for minimum in (1, 4)]
+
+
+@pytest.mark.parametrize("rule", [*EVERY_RULE, ThresholdRule(recheck=False)], ids=repr)
+@reproducible
+@given(answers=st.lists(st.sampled_from(["a", "b", "c", ""]), max_size=12), more=st.integers(1, 30))
+def test_no_smaller_grant_could_stop_the_program(
+    rule: StopRule, answers: list[str], more: int
+) -> None:
+    """Found by asking after every number of branches, where the grant asks a few of them."""
+    evidence = evidence_of(*answers, max_branches=len(answers) + more)
+    if rule.decide(evidence) is not None:
+        return  # it has stopped
+    stops = [
+        size
+        for size in range(1, evidence.remaining)
+        if rule.decide(evidence.after_agreement(size)) is not None
+    ]
+    grant = AdaptiveGrants(rule).next_grant(evidence, 0)
+    if rule.name == "hopeless":  # agreement may also end what gives it up
+        assert grant in (*stops, evidence.remaining)
+    else:
+        assert grant == min(stops, default=evidence.remaining)
+
+
+def test_the_fewest_of_512_branches_are_found_in_a_few_questions() -> None:
+    asked = []
+
+    class Counting(DecidedRule):
+        def decide(self, evidence: Evidence) -> Decision | None:
+            asked.append(evidence.finished)
+            return super().decide(evidence)
+
+    evidence = evidence_of(*map(str, range(100)), max_branches=512)
+    assert AdaptiveGrants(Counting()).next_grant(evidence, 0) == 206
+    assert len(asked) < 12
 
 
 @pytest.mark.parametrize(

@@ -141,9 +141,14 @@ def test_the_majority_posterior_is_the_beta_tail(leader: int, rival: int) -> Non
         (HopelessRule(), evidence_of(*[1] * 8, reward=0.2), "hopeless"),
         (HopelessRule(), evidence_of(*[1] * 8, reward=0.21), None),
         (HopelessRule(), evidence_of(*[1] * 7, reward=0.1), None),
-        (HopelessRule(), evidence_of(7, 1, reward=0.1), None),
+        (HopelessRule(), evidence_of(5, 3, reward=0.1), None),
+        (HopelessRule(), evidence_of(7, 1, reward=0.1), "certain"),  # as DynasorRule says
+        (HopelessRule(), evidence_of(7, 1, reward=0.1, unit_votes=False), None),
+        (HopelessRule(), evidence_of(*[1] * 8, unit_votes=False), "hopeless"),
         (HopelessRule(), evidence_of(empty=8, reward=0.0), "hopeless"),
-        (HopelessRule(), evidence_of(*[1] * 8), None),
+        (HopelessRule(), evidence_of(*[1] * 8), "hopeless"),
+        (HopelessRule(), evidence_of(*[1] * 7), None),
+        (HopelessRule(0.4), evidence_of(3, 2, 1, 1, 1), "hopeless"),
         (DynasorRule(), evidence_of(3, remaining=37), None),
         (DynasorRule(), evidence_of(4, remaining=36), "certain"),
         (DynasorRule(), evidence_of(3, remaining=13), "certain"),
@@ -187,7 +192,8 @@ def test_hopeless_holds_to_min_branches_and_to_branches_left() -> None:
 @pytest.mark.parametrize(
     ("name", "evidence", "reason"),
     [
-        ("hopeless", evidence_of(5), "there is no reward model"),
+        ("hopeless", evidence_of(5), None),
+        ("hopeless", evidence_of(5, unit_votes=False), None),
         ("decided", evidence_of(5, unit_votes=False), "votes are weighted"),
         ("dynasor", evidence_of(5, unit_votes=False), "votes are weighted"),
         ("decided", evidence_of(5), None),
