@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 from sglang_dynasor.allocation.demand import Demand
 from sglang_dynasor.certaindex import TokenCertainty
+from sglang_dynasor.errors import RequestError
 from sglang_dynasor.programs.protocol import NodeStop, Start
 
 
@@ -16,21 +17,17 @@ class Generated:
     """What came of one node; `n_tokens` counts generated tokens.
 
     `cancelled`: it was ended before its end, because it had to make room or by `cancel` or `end`;
-    then text and tokens are what the client had seen of it.
+    then text and tokens are what the client had seen of it. `aborted`: somebody else ended it.
     """
 
     text: str
     n_tokens: int
-    stop_reason: NodeStop | Literal["cancelled"]
+    stop_reason: NodeStop | Literal["cancelled", "aborted"]
     certainty: TokenCertainty | None = None
 
 
-class NodeError(Exception):
-    """A node was refused or broke. `status_code` is HTTP's, 503 where a retry may help."""
-
-    def __init__(self, message: str, status_code: int = 500) -> None:
-        super().__init__(message)
-        self.status_code = status_code
+class NodeError(RequestError):
+    """A node was refused or broke. Where nothing can answer, the first ends the program."""
 
 
 class ClientGone(Exception):

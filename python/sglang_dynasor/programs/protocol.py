@@ -14,7 +14,7 @@ from sglang_dynasor.allocation import RuleStop, TokenStop
 from sglang_dynasor.allocation.demand import Demand
 from sglang_dynasor.certaindex import TokenCertainty, Vote
 
-NodeStop: TypeAlias = TokenStop | Literal["completed", "length", "aborted"]
+NodeStop: TypeAlias = TokenStop | Literal["completed", "length"]
 ProgramStop: TypeAlias = RuleStop | Literal["budget", "deadline", "completed", "aborted"]
 
 
@@ -28,7 +28,8 @@ class Start:
 
     `value` None: needed now. A number: an offer, which the engine may draw while it has room, and
     what the node would add to P(the answer is right). A running node that is named again is not
-    started again: it is needed from now on, or can be spared. Offers stand until the next actions.
+    started again: it is needed from now on, or can be spared. Offers stand until the next actions;
+    none at all change nothing.
     """
 
     node: str
