@@ -1,0 +1,293 @@
+"""The live engine as a node client: each node is an ordinary upstream request.
+
+Upstream: `sglang/srt/managers/tokenizer_manager.py`. A request waits there while the engine is
+paused or its weights are updated; until it is sent the scheduler knows nothing of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import hashlib
+import secrets
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+from fastapi import HTTPException
+from sglang.srt.managers.io_struct import BaseReq, GenerateReqInput
+
+from sglang_dynasor.allocation.demand import Demand
+from sglang_dynasor.certaindex import TokenCertainty
+from sglang_dynasor.managers.certainty_report import SUMMARY
+from sglang_dynasor.managers.program_messages import (
+    CANCELLED_MESSAGE,
+    BranchParams,
+    CancelNodesReqInput,
+    DemandReqInput,
+    EndProgramReqInput,
+    stop_reason_of,
+)
+from sglang_dynasor.managers.request_fields import with_carrier
+from sglang_dynasor.programs.client import ClientGone, Generated, NodeError, ProgramAborted
+from sglang_dynasor.programs.protocol import Start
+from sglang_dynasor.scheduling import ProgramKey
+
+# Exact counts of what an ended program cost are worth this wait, and no more.
+END_LIMIT_S = 2.0
+DEADLINE_GRACE_S = 0.12
+
+
+def node_seed(seed: int, node: str) -> int:
+    """A sampling seed of its own for every node; the same for the same (seed, node)."""
+    digest = hashlib.blake2b(f"{seed}:{node}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 33  # 31 bits: safe in any integer type downstream
+
+
+class NodeEngine(Protocol):
+    """What the nodes of a program need of the tokenizer manager."""
+
+    unsent_nodes: dict[str, Node]
+    pending_ends: dict[str, asyncio.Future[dict[str, int]]]
+
+    @property
+    def is_pause(self) -> bool: ...
+
+    def generate_node(self, obj: GenerateReqInput) -> AsyncIterator[dict[str, Any]]: ...
+
+    def seen(self, rid: str) -> tuple[str, int]: ...
+
+    def send(self, message: BaseReq) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """A node on its way; `sent` once the scheduler was told of it."""
+
+    name: str
+    rid: str
+    result: asyncio.Future[Generated]
+    sent: bool = False
+    task: asyncio.Task[Generated] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramRequest:
+    """A client's request as a program runs it.
+
+    `template` is the request, `input_ids` its prompt, tokenised once, `kind` the class of nodes
+    whose lengths are learnt together, `rank` the replica it lives on. `params_of` says what the
+    scheduler is told about a node, `encode` tokenises forced text. `deadline_at` is of the event
+    loop's clock.
+    """
+
+    template: GenerateReqInput
+    input_ids: list[int]
+    key: ProgramKey
+    kind: str
+    rank: int
+    seed: int
+    params_of: Callable[[str], BranchParams]
+    encode: Callable[[str], list[int]]
+    deadline_at: float | None = None
+
+
+class EngineNodes:
+    """Generates the nodes of one program through upstream's own request path."""
+
+    def __init__(self, engine: NodeEngine, program: ProgramRequest) -> None:
+        self.outputs: dict[str, dict[str, Any]] = {}
+        self.start_drawn: Callable[[int], None] | None = None
+        self.unwanted: ClientGone | ProgramAborted | None = None
+        self._engine = engine
+        self._program = program
+        # The leading slash and the random part: no request id of a client's can be a prefix.
+        self._instance = secrets.token_hex(4)
+        self._rid_prefix = f"/{program.key.tenant}/{program.key.program_id}::{self._instance}"
+        self._inputs: dict[str, list[int]] = {}
+        self._live: dict[str, Node] = {}  # by rid
+        self._sent = 0
+        self._over = False
+
+    async def generate(self, start: Start) -> Generated:
+        if self._over or self.unwanted is not None:
+            return Generated("", 0, self._cut_reason)
+        request = self._request(start)
+        node = Node(start.node, request.rid, asyncio.get_running_loop().create_future())
+        self._live[node.rid] = self._engine.unsent_nodes[node.rid] = node
+        node.task = asyncio.ensure_future(self._run(node, request))
+        node.task.add_done_callback(partial(self._settle, node))
+        try:
+            return await node.result
+        except asyncio.CancelledError:
+            node.task.cancel()
+            raise
+
+    def demand(self, demand: Demand, draws_seen: int) -> None:
+        self._send(
+            DemandReqInput,
+            kind=self._program.kind,
+            prompt_tokens=len(self._program.input_ids),
+            certaindex=demand.certaindex,
+            worth=demand.worth,
+            work=demand.work,
+            needed=demand.needed,
+            values=list(demand.values),
+            draws_seen=draws_seen,
+        )
+
+    def on_draw(self, start: Callable[[int], None]) -> None:
+        self.start_drawn = start
+
+    def cancel(self, nodes: Sequence[str]) -> None:
+        named = [node for node in self._live.values() if node.name in nodes]
+        self._cut_unsent(named)
+        if rids := [node.rid for node in named if node.sent]:
+            self._send(CancelNodesReqInput, rids=rids)
+
+    async def end(self) -> dict[str, int]:
+        self._over = True
+        live = list(self._live.values())
+        self._cut_unsent(live)
+        sent = [node for node in live if node.sent]
+        if not sent:
+            self.close()
+            return {}
+        tokens: dict[str, int] = {}
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._end_limit_s):
+                tokens = await self._ask_to_end()
+                if not self._engine.is_pause:
+                    await asyncio.wait([node.result for node in sent])  # their last words
+        for node in sent:
+            self._cut(node)
+        return {node.name: tokens[node.rid] for node in sent if node.rid in tokens}
+
+    def close(self) -> None:
+        self._send(EndProgramReqInput, message_id="")
+
+    async def check_wanted(self) -> None:
+        if self.unwanted is not None:
+            raise self.unwanted
+
+    def abort(self, reason: ClientGone | ProgramAborted) -> None:
+        """Have the program end at whatever stage it is; `check_wanted` raises `reason`."""
+        if self._over or self.unwanted is not None:
+            return
+        self.unwanted = reason
+        self._cut_unsent(list(self._live.values()))
+        self.close()
+
+    @property
+    def _cut_reason(self) -> Any:
+        return "cancelled" if self.unwanted is None else "aborted"
+
+    @property
+    def _end_limit_s(self) -> float:
+        if self._program.deadline_at is None:
+            return END_LIMIT_S
+        remaining = self._program.deadline_at - asyncio.get_running_loop().time()
+        return min(END_LIMIT_S, max(0.0, remaining) + DEADLINE_GRACE_S)
+
+    async def _ask_to_end(self) -> dict[str, int]:
+        """Tokens of each request the scheduler still had, by rid."""
+        answered = asyncio.get_running_loop().create_future()
+        self._engine.pending_ends[self._instance] = answered
+        try:
+            self._send(EndProgramReqInput, message_id=self._instance)
+            tokens: dict[str, int] = await answered
+            return tokens
+        finally:
+            del self._engine.pending_ends[self._instance]
+
+    def _send(self, message: type[BaseReq], **fields: Any) -> None:
+        tenant, program_id = self._program.key
+        rank = self._program.rank
+        self._engine.send(
+            message(tenant=tenant, program_id=program_id, routed_dp_rank=rank, **fields)
+        )
+
+    async def _run(self, node: Node, request: GenerateReqInput) -> Generated:
+        try:
+            outputs = [item async for item in self._engine.generate_node(request)]
+        except (HTTPException, ValueError) as error:
+            return self._refused(node, error)
+        finally:
+            self._engine.unsent_nodes.pop(node.rid, None)
+        output = outputs[-1]
+        meta = output["meta_info"]
+        stop_reason = stop_reason_of(meta["finish_reason"])
+        if stop_reason == "aborted" and self.unwanted is None:
+            raise NodeError(meta["finish_reason"].get("message") or "aborted", 503)
+        self.outputs[node.name] = output
+        summary = meta.get(SUMMARY)
+        return Generated(
+            text=output.get("text") or "",
+            n_tokens=meta.get("completion_tokens", 0),
+            stop_reason=self._cut_reason if stop_reason == "cancelled" else stop_reason,
+            certainty=None if summary is None else TokenCertainty(**summary),
+        )
+
+    def _refused(self, node: Node, error: HTTPException | ValueError) -> Generated:
+        message = str(error.detail if isinstance(error, HTTPException) else error)
+        if message == CANCELLED_MESSAGE:  # before its grammar was ready
+            return Generated("", 0, self._cut_reason)
+        raise NodeError(message, getattr(error, "status_code", 400)) from error
+
+    def _settle(self, node: Node, task: asyncio.Task[Generated]) -> None:
+        """Hand over how a node's task ended, unless nobody waits for it any more."""
+        del self._live[node.rid]
+        error = None if task.cancelled() else task.exception()
+        if node.result.done():
+            return
+        if task.cancelled():
+            node.result.set_result(Generated("", 0, self._cut_reason))
+        elif error is not None:
+            node.result.set_exception(error)
+        else:
+            node.result.set_result(task.result())
+
+    def _cut_unsent(self, nodes: Sequence[Node]) -> None:
+        for node in nodes:
+            if not node.sent:
+                self._cut(node)
+
+    def _cut(self, node: Node) -> None:
+        """End a node here and now; one that was sent is aborted by upstream as its task ends."""
+        if node.task is None or node.task.done():
+            return
+        if not node.result.done():
+            text, n_tokens = self._engine.seen(node.rid)
+            node.result.set_result(Generated(text, n_tokens, self._cut_reason))
+        node.task.cancel()
+
+    def _request(self, start: Start) -> GenerateReqInput:
+        """A node's request: the client's own, with the tokens the node continues."""
+        template = self._program.template
+        request = copy.copy(template)
+        request.text = None
+        request.input_ids = self._inputs[start.node] = self._input_ids(start)
+        self._sent += 1
+        request.rid = f"{self._rid_prefix}.{self._sent}.{start.node}."
+        request.routed_dp_rank = self._program.rank
+        params = dict(template.sampling_params or {})
+        params["sampling_seed"] = node_seed(self._program.seed, start.node)
+        if start.max_tokens is not None:
+            own = params.get("max_new_tokens")
+            # Anything but a number is upstream's to refuse, with its own message.
+            if own is None or isinstance(own, int):
+                limit = start.max_tokens if own is None else min(own, start.max_tokens)
+                params["max_new_tokens"] = limit
+        fields = self._program.params_of(start.node).to_custom_params()
+        request.sampling_params = with_carrier(params, fields)
+        return request
+
+    def _input_ids(self, start: Start) -> list[int]:
+        """The prompt, or a finished parent's input and output, then the forced text."""
+        ids = self._program.input_ids
+        if start.parent is not None:
+            output_ids = self.outputs[start.parent]["output_ids"]
+            ids = [*self._inputs[start.parent], *output_ids[: start.keep]]
+        return [*ids, *self._program.encode(start.suffix)] if start.suffix else ids
