@@ -17,8 +17,8 @@ class RequestError(ValueError):
         self.status_code = status_code
 
 
-def describe_validation_error(error: ValidationError) -> str:
-    """Name each offending field and what it allows, in one line.
+def describe_validation_error(error: ValidationError, prefix: str = "") -> str:
+    """Name each offending field, with `prefix`, and what it allows, in one line.
 
     The offending values are left out: they may be megabytes, or secret.
     """
@@ -26,5 +26,5 @@ def describe_validation_error(error: ValidationError) -> str:
     for item in error.errors(include_url=False, include_context=False, include_input=False):
         field = ".".join(str(part) for part in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
-        lines.append(f"{field}: {message}" if field else message)
+        lines.append(prefix + (f"{field}: {message}" if field else message))
     return "; ".join(lines)

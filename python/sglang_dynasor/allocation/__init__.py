@@ -29,7 +29,7 @@ from sglang_dynasor.allocation.rules import (
     ThresholdRule,
     make_rule,
 )
-from sglang_dynasor.allocation.value import branch_values
+from sglang_dynasor.allocation.value import branch_values, expected_gain
 
 __all__ = [
     "RULES",
@@ -61,6 +61,7 @@ __all__ = [
     "TokenStop",
     "branch_values",
     "cheapest_equal",
+    "expected_gain",
     "fixed_curve",
     "full_vote",
     "make_rule",

@@ -1,4 +1,4 @@
-"""What a program needs now: the one record that travels from a program to the order of the queue."""
+"""What a program needs now: the one record that travels from it to the order of the queue."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ class Demand:
     expects to start beyond those in flight.
 
     Whoever runs the program adds the rest: `needed` is how many nodes must be in flight now (None:
-    all that are sent), `values` what each offered node would add to P(the answer is right), falling.
+    all that are sent), `values` what each offered node would add to P(the answer is right),
+    falling.
     """
 
     certaindex: float = 0.0

@@ -1,37 +1,87 @@
-"""Reasoning programs: pure generators, what clients may ask of them, and what drives them."""
+"""Reasoning programs: events in, actions out; what clients may ask of them, what drives them."""
 
-from sglang_dynasor.programs.base import (
-    BranchStop,
-    FinishedBranch,
-    Grant,
-    Offer,
-    Outcome,
-    ReasoningProgram,
-    ShadowOutcome,
-    Step,
+from sglang_dynasor.programs.answers import AnswerFormat, Answers, Reading
+from sglang_dynasor.programs.client import (
+    ClientGone,
+    Generated,
+    NodeClient,
+    NodeError,
+    ProgramAborted,
 )
-from sglang_dynasor.programs.grouping import grouping_of
+from sglang_dynasor.programs.grouping import Grouping, grouping_of
+from sglang_dynasor.programs.nodes import ProgramRun
+from sglang_dynasor.programs.params import Envelope, Params, Settings
+from sglang_dynasor.programs.protocol import (
+    Aborted,
+    Action,
+    Cancel,
+    Demand,
+    Event,
+    Expired,
+    Failed,
+    Finished,
+    NodeStop,
+    Outcome,
+    ProgramStop,
+    ReasoningProgram,
+    Regrouped,
+    ShadowOutcome,
+    Start,
+    Trimmed,
+)
+from sglang_dynasor.programs.recorded import Replayed, replay_nodes
+from sglang_dynasor.programs.registry import ALGORITHMS, Algorithm
 from sglang_dynasor.programs.result import Program, ProgramResult, build_report
-from sglang_dynasor.programs.runner import BranchClient, ProgramRun, run_program
-from sglang_dynasor.programs.self_consistency import self_consistency
-from sglang_dynasor.programs.spec import ProgramSpec
+from sglang_dynasor.programs.runner import run_program
+from sglang_dynasor.programs.self_consistency import SelfConsistency
+from sglang_dynasor.programs.self_consistency_params import (
+    SelfConsistencyParams,
+    SelfConsistencySettings,
+)
+from sglang_dynasor.programs.spec import ProgramSpec, ResolvedProgram
 
 __all__ = [
-    "BranchClient",
-    "BranchStop",
-    "FinishedBranch",
-    "Grant",
-    "Offer",
+    "ALGORITHMS",
+    "Aborted",
+    "Action",
+    "Algorithm",
+    "AnswerFormat",
+    "Answers",
+    "Cancel",
+    "ClientGone",
+    "Demand",
+    "Envelope",
+    "Event",
+    "Expired",
+    "Failed",
+    "Finished",
+    "Generated",
+    "Grouping",
+    "NodeClient",
+    "NodeError",
+    "NodeStop",
     "Outcome",
+    "Params",
     "Program",
+    "ProgramAborted",
     "ProgramResult",
     "ProgramRun",
     "ProgramSpec",
+    "ProgramStop",
+    "Reading",
     "ReasoningProgram",
+    "Regrouped",
+    "Replayed",
+    "ResolvedProgram",
+    "SelfConsistency",
+    "SelfConsistencyParams",
+    "SelfConsistencySettings",
+    "Settings",
     "ShadowOutcome",
-    "Step",
+    "Start",
+    "Trimmed",
     "build_report",
     "grouping_of",
+    "replay_nodes",
     "run_program",
-    "self_consistency",
 ]

@@ -18,8 +18,11 @@ _MAY_HAVE_ANSWERED = ("completed", "certain")
 class AnswerFormat(NamedTuple):
     """How an answer is read from a text: see `certaindex.extract_answer`."""
 
-    name: str = "boxed"
+    name: str
     pattern: str | None = None
+
+
+BOXED = AnswerFormat("boxed")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,17 +7,18 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sglang_dynasor.certaindex import TokenCertainty
-from sglang_dynasor.programs.base import FinishedBranch
-from sglang_dynasor.programs.runner import ProgramRun
-from sglang_dynasor.programs.spec import ProgramSpec
+from sglang_dynasor.programs.client import Generated
+from sglang_dynasor.programs.nodes import ProgramRun
+from sglang_dynasor.programs.protocol import Finished
+from sglang_dynasor.programs.spec import ResolvedProgram
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
     """A program for the offline engine: one of `prompt`, `input_ids` and `messages`.
 
-    `dynasor` holds the fields of the request object (ProgramSpec); `sampling_params` are SGLang's,
-    `chat_template_kwargs` go to the chat template together with `messages`.
+    `dynasor` holds the fields of the request object (ProgramSpec.parse); `sampling_params` are
+    SGLang's, `chat_template_kwargs` go to the chat template together with `messages`.
     """
 
     prompt: str | None = None
@@ -68,26 +69,30 @@ class ProgramResult:
 
 
 def build_report(
-    spec: ProgramSpec, run: ProgramRun, prompt_tokens: int, seconds: float
+    program: ResolvedProgram, run: ProgramRun, prompt_tokens: int, seconds: float
 ) -> dict[str, Any]:
     """The response object `sglext.dynasor` of a program the engine ran."""
     outcome = run.outcome
-    cut = [*run.cancelled.values(), *run.trimmed]
-    branch_tokens = sum(branch.n_tokens for branch in run.finished.values())
-    idle_tokens = sum(branch.n_tokens for branch in cut if branch.index in run.drawn)
-    cancelled_tokens = sum(branch.n_tokens for branch in cut) - idle_tokens
+    cut = [*run.cancelled.items(), *run.trimmed]
+    branch_tokens = sum(node.n_tokens for node in run.finished.values())
+    idle_tokens = sum(part.n_tokens for node, part in cut if node in run.drawn)
+    cancelled_tokens = sum(part.n_tokens for _, part in cut) - idle_tokens
+    inactive = dict(outcome.inactive)
+    if run.inactive:
+        inactive["equality"] = run.inactive
     report: dict[str, Any] = {
-        "program_id": spec.program_id,
-        "algorithm": spec.algorithm,
-        "mode": spec.mode,
+        "program_id": program.program_id,
+        "algorithm": program.algorithm,
+        "mode": program.mode,
         "stop_reason": outcome.stop_reason,
         "certaindex": outcome.certaindex,
         "answer": outcome.answer,
         "branches": {
-            "max": spec.max_branches,
-            "started": len(run.finished) + len(cut),
+            "max": program.settings.max_branches,
+            "started": len(run.finished) + len(cut) + len(run.failed),
             "finished": len(run.finished),
             "cancelled": len(cut),
+            "failed": len(run.failed),
         },
         "tokens": {
             "prompt": prompt_tokens,
@@ -96,45 +101,60 @@ def build_report(
             "probe": 0,
             "idle": idle_tokens,
             "total": prompt_tokens + branch_tokens + cancelled_tokens + idle_tokens,
+            "sequential": run.sequential_tokens,
         },
         "rounds": outcome.rounds,
         "seconds": round(seconds, 6),
-        "inactive": outcome.inactive,
+        "inactive": inactive,
     }
-    if spec.branch_rule == "deepconf" or spec.stop_loops or spec.entropy_floor:
-        reasons = Counter(branch.stop_reason for branch in run.finished.values())
+    if program.settings.stops_branches:
+        reasons = Counter(node.stop_reason for node in run.finished.values())
         report["branches"]["stop_reasons"] = dict(sorted(reasons.items()))
-    if spec.detail != "answer":
+    if program.detail != "answer":
         report["votes"] = [
             {"answer": vote.answer, "count": vote.count, "weight": vote.weight}
             for vote in outcome.votes
         ]
-    if spec.detail == "branches":
-        report["branch_details"] = [
-            _describe_branch(branch, outcome.answers.get(branch.index))
-            for branch in sorted([*run.finished.values(), *cut], key=lambda branch: branch.index)
-        ]
+    if program.detail == "branches":
+        report["branch_details"] = _describe_branches(run)
     if outcome.shadow is not None:
-        report["shadow"] = {
-            "stop_reason": outcome.shadow.stop_reason,
-            "answer": outcome.shadow.answer,
-            "tokens": outcome.shadow.tokens,
-            "branches": outcome.shadow.branches,
-            "rounds": outcome.shadow.rounds,
-        }
+        report["shadow"] = asdict(outcome.shadow)
     return report
 
 
-def _describe_branch(branch: FinishedBranch, answer: str | None) -> dict[str, Any]:
+def _describe_branches(run: ProgramRun) -> list[dict[str, Any]]:
+    """Every node in the order of its first start; a failed one with its error."""
+    parts: list[tuple[str, Finished | Generated]] = [
+        *run.finished.items(),
+        *run.cancelled.items(),
+        *run.trimmed,
+    ]
+    details = [(node, _describe_node(part)) for node, part in parts]
+    details += [
+        (node, {"stop_reason": "failed", "tokens": 0, "text": "", "error": error})
+        for node, error in run.failed.items()
+    ]
+    place = {node: index for index, node in enumerate(run.started)}
+    details.sort(key=lambda item: place[item[0]])
+    return [
+        # Numbered nodes are numbers to the client.
+        {
+            "branch": int(node) if node.isdecimal() else node,
+            "answer": run.outcome.answers.get(node),
+            **described,
+        }
+        for node, described in details
+    ]
+
+
+def _describe_node(part: Finished | Generated) -> dict[str, Any]:
     described: dict[str, Any] = {
-        "branch": branch.index,
-        "stop_reason": branch.stop_reason,
-        "answer": answer,
-        "tokens": branch.n_tokens,
-        "text": branch.text,
+        "stop_reason": part.stop_reason,
+        "tokens": part.n_tokens,
+        "text": part.text,
     }
-    if branch.certainty is not None:
-        described["certainty"] = _describe_certainty(branch.certainty)
+    if part.certainty is not None:
+        described["certainty"] = _describe_certainty(part.certainty)
     return described
 
 

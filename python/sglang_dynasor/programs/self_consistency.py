@@ -2,203 +2,283 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
-from sglang_dynasor.allocation import FixedGrants, GrantPolicy, Sample, branch_values, replay
-from sglang_dynasor.certaindex import (
-    CertaindexTracker,
-    Evidence,
-    WeightedTracker,
-    canonical_key,
-    extract_answer,
-)
-from sglang_dynasor.programs.base import (
-    FinishedBranch,
-    Grant,
-    Offer,
+from sglang_dynasor.allocation import branch_values, expected_gain
+from sglang_dynasor.allocation.demand import Demand
+from sglang_dynasor.certaindex import CertaindexTracker, Evidence, WeightedTracker
+from sglang_dynasor.programs.params import MAX_BRANCHES
+from sglang_dynasor.programs.protocol import (
+    Action,
+    Event,
+    Expired,
+    Failed,
+    Finished,
     Outcome,
     ProgramStop,
-    ReasoningProgram,
+    Regrouped,
     ShadowOutcome,
-    Step,
+    Start,
+    Trimmed,
 )
-from sglang_dynasor.programs.spec import ProgramSpec
+from sglang_dynasor.programs.recorded import replay_nodes
+from sglang_dynasor.programs.self_consistency_params import SelfConsistencySettings
 
-_MAY_HAVE_ANSWERED = ("completed", "certain")
+_NAMES = tuple(map(str, range(MAX_BRANCHES)))
 
 
-def self_consistency(
-    spec: ProgramSpec,
-    pattern_time_limit_s: float,
-    key_of: Callable[[str], str] = canonical_key,
-) -> ReasoningProgram:
-    """Run the resolved `spec`; in shadow mode run every branch and only note the decision.
+class SelfConsistency:
+    """Branch i is node "i", a sample of the prompt; needed are the lowest that have not ended.
 
-    `key_of` gives the group of an answer. It may take its time: see `run_program`.
+    In rounds a grant is needed until all of it has ended. With offers, the fewest branches that
+    could settle the vote are needed at any time: each answer that disagrees makes more of them
+    needed at once, and a window of further ones is offered. In shadow mode every branch runs, and
+    the decision is only noted.
     """
-    assert spec.max_branches is not None, "resolve() first"
-    shadow = spec.mode == "shadow"
-    rule = spec.stop_rule()
-    grants = FixedGrants((spec.max_branches,)) if shadow else spec.grant_policy(rule)
-    vote = _Vote(spec, pattern_time_limit_s, key_of)
-    planned = rounds = 0  # branches that have finished, run, or must run now
-    while vote.tracker.ended < spec.max_branches:
-        evidence, ended = vote.tracker.evidence(), vote.tracker.ended
-        step: Step = Grant(0)
-        if spec.draw == "offer" and not shadow:
-            step = _offer(evidence, grants, spec.max_branches)
-            rounds += ended + step.needed > planned
-            planned = max(planned, ended + step.needed)
-        elif ended == planned:
-            size = grants.next_grant(evidence, rounds)
-            share = _token_share(spec, vote.tokens, size)
-            if share == 0:
-                return vote.outcome("budget", rounds)
-            step = Grant(size, share, evidence.certaindex)
-            planned += size
-            rounds += 1
-        branch = yield step
-        if branch is None:
-            return vote.outcome("deadline", rounds)
-        if branch.stop_reason == "aborted":
-            return vote.outcome("aborted", rounds)
-        vote.add(branch)
-        decision = None if shadow else rule.decide(vote.tracker.evidence())
-        if decision is not None:
-            return vote.outcome(decision.stop_reason, rounds)
-    return vote.outcome("completed", rounds, vote.would_have_stopped() if shadow else None)
-
-
-def _offer(evidence: Evidence, grants: GrantPolicy, max_branches: int) -> Offer:
-    """The fewest branches that could settle the vote are needed, the rest is offered.
-
-    No round has to end first: each answer that disagrees makes more branches needed at once.
-    """
-    needed = grants.next_grant(evidence, 0)
-    gains = branch_values(evidence, mean_tokens=1.0)
-    return Offer(
-        needed=needed,
-        values=gains[needed:],
-        worth=min(1.0, sum(gains[:needed]) / _first_gain(max_branches)),
-        certaindex=evidence.certaindex,
-    )
-
-
-@lru_cache
-def _first_gain(max_branches: int) -> float:
-    """What all branches of a program add together when nothing is known yet."""
-    nothing = CertaindexTracker(max_branches).evidence()
-    return sum(branch_values(nothing, mean_tokens=1.0))
-
-
-def _token_share(spec: ProgramSpec, spent: int, branches: int) -> int | None:
-    """Tokens each of the next branches may use so that the program keeps to its cap."""
-    if spec.max_total_tokens is None:
-        return None
-    return max(0, spec.max_total_tokens - spent) // branches
-
-
-def _tracker_of(spec: ProgramSpec, key_of: Callable[[str], str]) -> CertaindexTracker:
-    assert spec.max_branches is not None, "resolve() first"
-    if spec.vote == "weighted":
-        return WeightedTracker(spec.max_branches, key_of)
-    if spec.vote == "filtered":
-        return WeightedTracker(spec.max_branches, key_of, spec.keep_top)
-    return CertaindexTracker(spec.max_branches, key_of)
-
-
-class _Vote:
-    """The branches counted so far."""
 
     def __init__(
-        self, spec: ProgramSpec, pattern_time_limit_s: float, key_of: Callable[[str], str]
+        self, settings: SelfConsistencySettings, tracker: CertaindexTracker | None = None
     ) -> None:
-        assert spec.max_branches is not None
-        self.tracker = _tracker_of(spec, key_of)
-        self._confidences: dict[int, float | None] = {}
-        self._key_of = key_of
-        self._spelling: dict[str, str] = {}  # of each group, as first seen
-        self.tokens = 0
-        self._spec = spec
-        self._limit_s = pattern_time_limit_s
-        self._answers: dict[int, str] = {}
-        self._lengths: dict[int, int] = {}
+        """`tracker` counts the votes, an empty one; by default as the settings say."""
+        self._settings = settings
+        self._offers = settings.offers and not settings.shadow
+        self._groups: dict[str, str] = {}  # of each answer
+        self._tracker = tracker or self._new_tracker()
+        self._evidence = self._tracker.evidence()
+        self._finished: list[Finished] = []  # in finishing order
+        self._failed: list[int] = []
+        self._tokens = 0
+        self._ended: set[int] = set()
+        self._boundary = 0  # branches below it are needed until they end
+        self._needed = 0  # of these
+        self._share: int | None = None  # tokens of each branch of this round
+        self._again: list[int] = []  # needed ones that had to make room
+        self._planned = self._rounds = 0
 
-    def add(self, branch: FinishedBranch) -> None:
-        self.tokens += branch.n_tokens
-        self._lengths[branch.index] = branch.n_tokens
-        confidence = branch.certainty.lowest_group if branch.certainty else None
-        self._confidences[branch.index] = confidence
-        if branch.stop_reason == "pruned":
-            self.tracker.exclude(branch.index)
+    def start(self) -> Sequence[Action]:
+        """Return the first branches."""
+        return self._next_actions()
+
+    def on(self, events: Sequence[Event]) -> Sequence[Action] | Outcome:
+        """Count what has ended, and ask the rule after each vote."""
+        for event in events:
+            if isinstance(event, Finished):
+                decision = self._count(event)
+                if decision is not None:
+                    return self._outcome(decision)
+            elif isinstance(event, Failed):
+                self._exclude(int(event.node))
+            elif isinstance(event, Trimmed):
+                self._make_again(int(event.node))
+            elif isinstance(event, Regrouped):
+                self._regroup(event)
+            else:
+                return self._outcome("deadline" if isinstance(event, Expired) else "aborted")
+        if len(self._ended) == self._settings.max_branches:
+            return self._outcome("completed")
+        if self._needed and not self._offers and not self._again:
+            return ()  # the round still runs
+        if not self._can_pay():
+            return self._outcome("budget")
+        return self._next_actions()
+
+    def _count(self, event: Finished) -> ProgramStop | None:
+        self._finished.append(event)
+        self._tokens += event.n_tokens
+        self._end(int(event.node))
+        self._vote(event)
+        if self._settings.shadow:
+            return None
+        self._evidence = self._tracker.evidence()
+        decision = self._settings.rule.decide(self._evidence)
+        return None if decision is None else decision.stop_reason
+
+    def _vote(self, event: Finished) -> None:
+        branch = int(event.node)
+        if event.stop_reason == "pruned":
+            self._tracker.exclude(branch)
             return
-        answer = ""  # a branch cut off by length, or in a loop, has not answered
-        if branch.stop_reason in _MAY_HAVE_ANSWERED:
-            answer = extract_answer(
-                branch.text, self._spec.answer_format, self._spec.answer_pattern, self._limit_s
-            )
-        self._spelling.setdefault(self._key_of(answer), answer)
-        self.tracker.add(branch.index, answer, self._weight(branch.index))
-        self._answers[branch.index] = answer
+        self._groups[event.answer] = event.group
+        weight = 1.0
+        if self._settings.vote != "majority":
+            weight = event.certainty.lowest_group if event.certainty else 0.0
+        self._tracker.add(branch, event.answer, weight)
 
-    def _weight(self, index: int) -> float:
-        weighted = self._spec.vote in ("weighted", "filtered")
-        return self._confidences[index] or 0.0 if weighted else 1.0
+    def _exclude(self, branch: int) -> None:
+        self._failed.append(branch)
+        self._end(branch)
+        self._tracker.exclude(branch)
+        self._evidence = self._tracker.evidence()
 
-    def outcome(
-        self, stop_reason: ProgramStop, rounds: int, shadow: ShadowOutcome | None = None
-    ) -> Outcome:
-        leader = self.tracker.leader
+    def _end(self, branch: int) -> None:
+        self._ended.add(branch)
+        self._needed -= branch < self._boundary
+
+    def _make_again(self, branch: int) -> None:
+        if branch < self._boundary:
+            self._again.append(branch)
+
+    def _regroup(self, event: Regrouped) -> None:
+        """Count everything again: a group has been split."""
+        self._tracker = self._new_tracker()
+        for branch in self._failed:
+            self._tracker.exclude(branch)
+        for finished in self._finished:
+            self._vote(replace(finished, group=event.groups[finished.node]))
+        self._evidence = self._tracker.evidence()
+
+    def _new_tracker(self) -> CertaindexTracker:
+        settings, key_of = self._settings, self._groups.__getitem__
+        if settings.vote == "majority":
+            return CertaindexTracker(settings.max_branches, key_of)
+        keep_top = settings.keep_top if settings.vote == "filtered" else None
+        return WeightedTracker(settings.max_branches, key_of, keep_top)
+
+    def _next_actions(self) -> Sequence[Action]:
+        """What is needed now, and what is offered beyond it."""
+        starts = [self._start(branch) for branch in self._again]
+        self._again.clear()
+        if self._offers:
+            return self._offered(starts)
+        if not self._needed:
+            return self._granted(starts)
+        return starts
+
+    def _granted(self, starts: list[Start]) -> Sequence[Action]:
+        size = self._grant_size()
+        if self._settings.max_total_tokens is not None:
+            size = min(size, self._tokens_left)  # of a cap too small for the first round
+            self._share = self._tokens_left // size
+        self._rounds += 1
+        starts += self._need(size)
+        evidence = self._evidence
+        return [Demand(evidence.certaindex, 1.0, self._work(evidence)), *starts]
+
+    def _offered(self, starts: list[Start]) -> Sequence[Action]:
+        evidence = self._evidence
+        needed = self._settings.grants.next_grant(evidence, 0)
+        planned = len(self._ended) + needed
+        self._rounds += planned > self._planned
+        self._planned = max(self._planned, planned)
+        spared = self._needed
+        starts += self._need(needed)
+        spared -= self._needed
+        demand = Demand(evidence.certaindex, _worth(evidence, needed), self._work(evidence))
+        return [demand, *starts, *self._offer(max(self._settings.window, spared))]
+
+    def _grant_size(self) -> int:
+        if self._settings.shadow:
+            return self._settings.max_branches
+        return self._settings.grants.next_grant(self._evidence, self._rounds)
+
+    def _can_pay(self) -> bool:
+        """Whether the next round's branches get a token each."""
+        capped = self._settings.max_total_tokens is not None and not self._needed
+        return not capped or self._grant_size() <= self._tokens_left
+
+    @property
+    def _tokens_left(self) -> int:
+        return max(0, (self._settings.max_total_tokens or 0) - self._tokens)
+
+    def _need(self, count: int) -> list[Start]:
+        """Move the boundary so that `count` branches are needed."""
+        starts = []
+        while self._needed < count:
+            if self._boundary not in self._ended:
+                self._needed += 1
+                starts.append(self._start(self._boundary))
+            self._boundary += 1
+        while self._needed > count:
+            self._boundary -= 1
+            self._needed -= self._boundary not in self._ended
+        return starts
+
+    def _start(self, branch: int) -> Start:
+        return Start(_NAMES[branch], max_tokens=self._share)
+
+    def _offer(self, limit: int) -> Iterator[Start]:
+        values = branch_values(self._evidence, 1.0, after=self._needed, limit=limit)
+        branch = self._boundary
+        for value in values:
+            while branch in self._ended:
+                branch += 1
+            yield Start(_NAMES[branch], value=value)
+            branch += 1
+
+    def _work(self, evidence: Evidence) -> float:
+        """Branches to come, less the nearer the program is to certain."""
+        unsent = self._settings.max_branches - len(self._ended) - self._needed
+        return unsent * (1 - evidence.certaindex)
+
+    def _outcome(self, stop_reason: ProgramStop) -> Outcome:
+        leader = self._tracker.leader
+        lowest = min((int(event.node) for event in self._finished), default=None)
+        shown = leader.first_branch if leader else lowest
+        voted = [event for event in self._finished if event.stop_reason != "pruned"]
+        voted.sort(key=lambda event: int(event.node))
+        shadow = self._settings.shadow and stop_reason == "completed"
         return Outcome(
             stop_reason=stop_reason,
             answer=leader.answer if leader else "",
-            branch=leader.first_branch if leader else min(self._lengths, default=None),
-            certaindex=self.tracker.certaindex,
-            votes=tuple(self.tracker.votes()),
-            answers=dict(sorted(self._answers.items())),
-            rounds=rounds,
-            shadow=shadow,
+            node=None if shown is None else _NAMES[shown],
+            certaindex=self._tracker.certaindex,
+            votes=tuple(self._tracker.votes()),
+            answers={event.node: event.answer for event in voted},
+            rounds=self._rounds,
+            shadow=self._would_have_stopped() if shadow else None,
             inactive=self._inactive(),
+        )
+
+    def _would_have_stopped(self) -> ShadowOutcome:
+        """This very program on these very samples, acting, with nothing drawn."""
+        recorded: dict[str, Finished | Failed] = {
+            _NAMES[branch]: Failed(_NAMES[branch], "it failed") for branch in self._failed
+        }
+        recorded |= {
+            event.node: replace(event, group=self._groups.get(event.answer, ""))
+            for event in self._finished
+        }
+        acting = SelfConsistency(replace(self._settings, shadow=False))
+        acted = replay_nodes(acting, lambda start: recorded[start.node])
+        return ShadowOutcome(
+            stop_reason=acted.outcome.stop_reason,
+            answer=acted.outcome.answer,
+            tokens=acted.tokens,
+            branches=acted.started,
+            rounds=acted.outcome.rounds,
         )
 
     def _inactive(self) -> dict[str, str]:
         """What was asked for and could not work, and why."""
-        found = {}
-        if reason := self._spec.stop_rule().inactive(self.tracker.evidence()):
+        settings = self._settings
+        found = dict(settings.inactive)
+        if reason := settings.rule.inactive(self._tracker.evidence()):
             found["rule"] = reason
-        unmeasured = sum(value is None for value in self._confidences.values())
-        if unmeasured and self._spec.vote in ("weighted", "filtered"):
+        unmeasured = sum(event.certainty is None for event in self._finished)
+        if unmeasured and settings.vote != "majority":
             found["vote"] = f"{unmeasured} branches have no token certainty and weigh nothing"
-        if self._spec.branch_rule == "deepconf" or self._spec.stop_loops:
-            if self._spec.mode == "shadow":
-                found["branch_rule"] = "shadow mode stops no branch"
-            elif unmeasured:
-                found["branch_rule"] = f"{unmeasured} branches have no token certainty"
+        if settings.stops_branches and settings.shadow:
+            found["branch_rule"] = "shadow mode stops no branch"
+        elif settings.stops_branches and unmeasured:
+            found["branch_rule"] = f"{unmeasured} branches have no token certainty"
         return found
 
-    def _group_answer(self, answer: str) -> str:
-        """The answer, or where only algebra sees its group, that of the group's first branch."""
-        key = self._key_of(answer)
-        return answer if key == canonical_key(answer) else self._spelling[key]
 
-    def would_have_stopped(self) -> ShadowOutcome:
-        """Replay the rule over these very samples: branches of a grant finish by length."""
-        samples = [
-            Sample(
-                self._group_answer(self._answers[i]),
-                self._lengths[i],
-                confidence=self._confidences[i],
-            )
-            for i in sorted(self._answers)
-        ]
-        rule = self._spec.stop_rule()
-        tracker = _tracker_of(self._spec, canonical_key)
-        acted = replay(samples, rule, self._spec.grant_policy(rule), tracker=tracker)
-        return ShadowOutcome(
-            stop_reason=acted.decision.stop_reason if acted.decision else "completed",
-            answer=acted.answer,
-            tokens=acted.tokens,
-            branches=acted.branches_started,
-            rounds=acted.rounds,
-        )
+def _worth(evidence: Evidence, needed: int) -> float:
+    """What the needed branches add next to all branches of a program of which nothing is known.
+
+    Where they only help together with later ones, their part of what all add.
+    """
+    if not evidence.remaining:
+        return 0.0
+    part = expected_gain(evidence, evidence.remaining) * needed / evidence.remaining
+    maximum = evidence.finished + evidence.remaining
+    return min(1.0, max(expected_gain(evidence, needed), part) / _first_gain(maximum))
+
+
+@lru_cache
+def _first_gain(max_branches: int) -> float:
+    nothing = CertaindexTracker(max_branches).evidence()
+    return expected_gain(nothing, max_branches)

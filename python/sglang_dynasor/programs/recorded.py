@@ -1,0 +1,165 @@
+"""Drive a program on recorded nodes: no engine and no clock, every node makes one token a step."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from sglang_dynasor.programs.protocol import (
+    Action,
+    Cancel,
+    Event,
+    Failed,
+    Finished,
+    Outcome,
+    ReasoningProgram,
+    Start,
+    Trimmed,
+)
+
+Recorded = Callable[[Start], Finished | Failed]
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What a program cost on recorded nodes.
+
+    `tokens` counts what cancelled nodes had generated too; `sequential_tokens` is the longest path
+    that had to be waited for, as in `ProgramRun`; `steps` is when the outcome was reached.
+    """
+
+    outcome: Outcome
+    tokens: int
+    started: int
+    finished: int
+    sequential_tokens: int
+    steps: int
+
+
+def replay_nodes(
+    program: ReasoningProgram, recorded: Recorded, slots: int | None = None, draws: int = 0
+) -> Replayed:
+    """Run to the outcome; `recorded` says what each node comes to, whenever it is started.
+
+    At most `slots` nodes run side by side (None: all that are asked for), in the order in which
+    they were asked for, and finish shortest first, ties in the order of their start. Offers are
+    drawn while fewer than `draws` nodes run; a drawn node that nobody needs makes room for one
+    that is needed. A node longer than its `max_tokens` ends there without an answer. Raises
+    RuntimeError for a program that waits while nothing runs.
+    """
+    nodes = _Slots(recorded, slots, draws)
+    step: Sequence[Action] | Outcome = program.start()
+    while not isinstance(step, Outcome):
+        nodes.apply(step)
+        step = program.on(nodes.next_events())
+    return nodes.replayed(step)
+
+
+@dataclass(slots=True)
+class _Running:
+    start: Start
+    event: Finished | Failed
+    tokens: int
+    begun: int
+    path: int  # what had been waited for when it was asked for
+    spare: bool = False
+
+
+class _Slots:
+    def __init__(self, recorded: Recorded, slots: int | None, draws: int) -> None:
+        self._recorded = recorded
+        self._slots = slots
+        self._draws = draws
+        self._now = 0
+        self._waited = 0
+        self._tokens = 0
+        self._started: set[str] = set()
+        self._finished = 0
+        self._waiting: dict[str, tuple[Start, int]] = {}
+        self._offers: dict[str, tuple[Start, int]] = {}
+        self._running: dict[str, _Running] = {}
+        self._ends: list[tuple[int, int, _Running]] = []  # heap
+        self._begun = 0
+        self._trimmed: list[Event] = []
+
+    def apply(self, actions: Sequence[Action]) -> None:
+        if actions:
+            self._offers = {}
+        for action in actions:
+            if isinstance(action, Start):
+                self._ask(action)
+            elif isinstance(action, Cancel):
+                self._cancel(action.nodes)
+        while self._waiting and self._has_room():
+            self._begin(*self._waiting.pop(next(iter(self._waiting))))
+        while self._offers and len(self._running) < self._draws:
+            self._begin(*self._offers.pop(next(iter(self._offers))), spare=True)
+
+    def _ask(self, start: Start) -> None:
+        node = start.node
+        if node in self._running:
+            self._running[node].spare = start.value is not None
+            return
+        if start.value is None:
+            self._waiting[node] = start, self._waited
+        else:
+            self._waiting.pop(node, None)
+            self._offers[node] = start, self._waited
+
+    def _cancel(self, nodes: Sequence[str]) -> None:
+        for node in nodes:
+            self._waiting.pop(node, None)
+            if node in self._running:
+                self._tokens += self._now - self._running.pop(node).begun
+
+    def _has_room(self) -> bool:
+        if self._slots is None or len(self._running) < self._slots:
+            return True
+        spare = [node for node, running in self._running.items() if running.spare]
+        if not spare:
+            return False
+        self._cancel(spare[-1:])  # the youngest
+        self._trimmed.append(Trimmed(spare[-1]))
+        return True
+
+    def _begin(self, start: Start, path: int, spare: bool = False) -> None:
+        event = self._recorded(start)
+        tokens = 0
+        if isinstance(event, Finished):
+            tokens = event.n_tokens
+            if start.max_tokens is not None and start.max_tokens < tokens:
+                tokens = start.max_tokens
+                event = replace(event, n_tokens=tokens, stop_reason="length", answer="", group="")
+        running = _Running(start, event, tokens, self._now, path, spare)
+        self._running[start.node] = running
+        self._started.add(start.node)
+        self._begun += 1
+        heapq.heappush(self._ends, (self._now + tokens, self._begun, running))
+
+    def next_events(self) -> Sequence[Event]:
+        if self._trimmed:
+            events, self._trimmed = self._trimmed, []
+            return events
+        while self._ends:
+            end, _, running = heapq.heappop(self._ends)
+            node = running.start.node
+            if self._running.get(node) is running:  # it was not cancelled meanwhile
+                del self._running[node]
+                self._now = end
+                self._tokens += running.tokens
+                self._waited = max(self._waited, running.path + running.tokens)
+                self._finished += isinstance(running.event, Finished)
+                return (running.event,)
+        raise RuntimeError("the program waits, and nothing is running")
+
+    def replayed(self, outcome: Outcome) -> Replayed:
+        spent = sum(self._now - running.begun for running in self._running.values())
+        return Replayed(
+            outcome=outcome,
+            tokens=self._tokens + spent,
+            started=len(self._started),
+            finished=self._finished,
+            sequential_tokens=self._waited,
+            steps=self._now,
+        )

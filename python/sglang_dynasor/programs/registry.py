@@ -1,0 +1,27 @@
+"""The algorithms by name: for one of your own, a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sglang_dynasor.programs.client_driven import ClientDrivenParams
+from sglang_dynasor.programs.params import Params
+from sglang_dynasor.programs.protocol import ReasoningProgram
+from sglang_dynasor.programs.self_consistency import SelfConsistency
+from sglang_dynasor.programs.self_consistency_params import SelfConsistencyParams
+
+
+@dataclass(frozen=True, slots=True)
+class Algorithm:
+    """`build` makes the program from what `params.resolve` returns; None: its client drives it."""
+
+    params: type[Params]
+    build: Callable[[Any], ReasoningProgram] | None
+
+
+ALGORITHMS: dict[str, Algorithm] = {
+    "none": Algorithm(ClientDrivenParams, None),
+    "self_consistency": Algorithm(SelfConsistencyParams, SelfConsistency),
+}
