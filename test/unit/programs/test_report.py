@@ -9,7 +9,8 @@ import pytest
 from sglang_dynasor.certaindex import Vote
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.programs import (
-    FinishedBranch,
+    Finished,
+    Generated,
     Outcome,
     Program,
     ProgramResult,
@@ -26,28 +27,34 @@ REPORT_FIELDS = {
 }
 
 
-def report_of(shadow: ShadowOutcome | None = None, **fields: Any) -> dict[str, Any]:
+def report_of(
+    shadow: ShadowOutcome | None = None, failed: bool = False, **fields: Any
+) -> dict[str, Any]:
     spec = ProgramSpec.parse(
         {"algorithm": "self_consistency", "program_id": "p", "max_branches": 6, **fields}
     )
     outcome = Outcome(
         stop_reason="certain",
         answer="7",
-        branch=0,
+        node="0",
         certaindex=0.5,
         votes=(Vote("7", 2, 2.0, 0), Vote("8", 1, 1.0, 3)),
-        answers={0: "7", 2: "7", 3: "8"},
+        answers={"0": "7", "2": "7", "3": "8"},
         rounds=2,
         shadow=shadow,
     )
     run = ProgramRun(
         outcome,
         finished={
-            3: FinishedBranch(3, "c", 30, "completed"),
-            0: FinishedBranch(0, "a", 10, "completed"),
-            2: FinishedBranch(2, "b", 20, "completed"),
+            "3": Finished("3", "c", 30, "completed"),
+            "0": Finished("0", "a", 10, "completed"),
+            "2": Finished("2", "b", 20, "completed"),
         },
-        cancelled={1: FinishedBranch(1, "d", 5, "cancelled")},
+        cancelled={"1": Generated("d", 5, "cancelled")},
+        failed={"4": "refused"} if failed else {},
+        started=tuple("01234"),
+        sequential_tokens=35,
+        inactive="2 answers were compared by spelling only" if failed else "",
     )
     return build_report(spec.resolve(DynasorConfig()), run, prompt_tokens=11, seconds=1.23456789)
 
@@ -64,23 +71,23 @@ def test_tokens_add_up() -> None:
         "probe": 0,
         "idle": 0,
         "total": 76,
+        "sequential": 35,
     }
 
 
 def test_tokens_of_branches_that_only_an_idle_machine_ran_are_listed_apart() -> None:
     spec = ProgramSpec.parse({"algorithm": "self_consistency", "draw": "offer"})
     run = ProgramRun(
-        Outcome("certain", "7", 0, 1.0, (), {0: "7"}, 1),
+        Outcome("certain", "7", "0", 1.0, (), {"0": "7"}, 1),
         finished={
-            0: FinishedBranch(0, "a", 10, "completed"),
-            2: FinishedBranch(2, "c", 12, "completed"),
+            "0": Finished("0", "a", 10, "completed"),
+            "2": Finished("2", "c", 12, "completed"),
         },
-        cancelled={
-            1: FinishedBranch(1, "b", 5, "cancelled"),
-            3: FinishedBranch(3, "d", 6, "cancelled"),
-        },
-        trimmed=(FinishedBranch(3, "d", 2, "cancelled"),),
-        drawn=frozenset({2, 3}),
+        cancelled={"1": Generated("b", 5, "cancelled"), "3": Generated("d", 6, "cancelled")},
+        trimmed=(("3", Generated("d", 2, "cancelled")),),
+        drawn=frozenset("23"),
+        started=tuple("0123"),
+        sequential_tokens=12,
     )
     tokens = build_report(spec.resolve(DynasorConfig()), run, 11, 1.0)["tokens"]
     assert tokens == {
@@ -90,11 +97,37 @@ def test_tokens_of_branches_that_only_an_idle_machine_ran_are_listed_apart() -> 
         "probe": 0,
         "idle": 8,
         "total": 46,
+        "sequential": 12,
     }
 
 
 def test_branches_add_up() -> None:
-    assert report_of()["branches"] == {"max": 6, "started": 4, "finished": 3, "cancelled": 1}
+    assert report_of()["branches"] == {
+        "max": 6,
+        "started": 4,
+        "finished": 3,
+        "cancelled": 1,
+        "failed": 0,
+    }
+
+
+def test_failed_branches_are_counted_and_named() -> None:
+    report = report_of(failed=True, detail="branches")
+    assert (report["branches"]["started"], report["branches"]["failed"]) == (5, 1)
+    assert report["branch_details"][-1] == {
+        "branch": 4,
+        "answer": None,
+        "stop_reason": "failed",
+        "tokens": 0,
+        "text": "",
+        "error": "refused",
+    }
+
+
+def test_answers_that_could_not_be_compared_are_said() -> None:
+    assert report_of(failed=True)["inactive"] == {
+        "equality": "2 answers were compared by spelling only"
+    }
 
 
 def test_votes_come_leader_first() -> None:

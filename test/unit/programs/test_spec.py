@@ -9,9 +9,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sglang_dynasor.allocation import BranchRule
+from sglang_dynasor.allocation import (
+    AdaptiveGrants,
+    BetaRule,
+    BranchRule,
+    DecidedRule,
+    DeepConfRule,
+    FixedGrants,
+    ThresholdRule,
+)
 from sglang_dynasor.config import DynasorConfig
-from sglang_dynasor.programs import ProgramSpec
+from sglang_dynasor.errors import RequestError
+from sglang_dynasor.programs import (
+    ALGORITHMS,
+    ProgramSpec,
+    ResolvedProgram,
+    SelfConsistencySettings,
+)
+from sglang_dynasor.programs.spec import known_fields
 
 RUN = {"algorithm": "self_consistency"}
 
@@ -97,38 +112,72 @@ def cases(table: dict[str, list[Any]]) -> list[Any]:
 
 
 def refusal(fields: object) -> str:
-    with pytest.raises(ValueError) as caught:
+    return refused(fields)[0]
+
+
+def refused(fields: object) -> tuple[str, str | None]:
+    """The message and the field at fault."""
+    with pytest.raises(RequestError) as caught:
         ProgramSpec.parse(fields)
     message = str(caught.value)
     assert "\n" not in message and len(message) < 1000
-    return message
+    assert caught.value.status_code == 400
+    return message, caught.value.param
 
 
 def test_the_tables_of_bad_values_cover_every_field() -> None:
-    assert set(WRONG_TYPES) == set(ProgramSpec.model_fields)
+    assert set(WRONG_TYPES) == set(known_fields())
     any_value = {"answer_pattern", "stop_loops", "token_certainty"}
-    assert set(OUT_OF_RANGE) | any_value == set(ProgramSpec.model_fields)
+    assert set(OUT_OF_RANGE) | any_value == set(known_fields())
 
 
 @pytest.mark.parametrize(("field", "value"), cases(WRONG_TYPES))
 def test_a_wrong_type_is_refused_naming_the_field(field: str, value: Any) -> None:
-    assert field in refusal({**RUN, field: value})
+    message, param = refused({**RUN, field: value})
+    assert message.startswith(f"dynasor.{field}") and param == f"dynasor.{field}"
 
 
 @pytest.mark.parametrize(("field", "value"), cases(OUT_OF_RANGE))
 def test_a_value_out_of_range_is_refused_naming_the_field(field: str, value: Any) -> None:
-    assert field in refusal({**RUN, field: value})
+    message, param = refused({**RUN, field: value})
+    assert message.startswith(f"dynasor.{field}") and param == f"dynasor.{field}"
 
 
 @pytest.mark.parametrize(("field", "fields"), CONTRADICTIONS)
 def test_a_contradiction_is_refused_naming_the_field(field: str, fields: dict[str, Any]) -> None:
-    assert field in refusal(fields)
+    message, param = refused(fields)
+    assert message.startswith(f"dynasor.{field}") and param == f"dynasor.{field}"
 
 
-def test_an_unknown_field_is_refused_with_the_known_ones() -> None:
-    message = refusal({**RUN, "max_brances": 4})
-    assert "max_brances" in message
-    assert all(field in message for field in ProgramSpec.model_fields)
+@pytest.mark.parametrize(
+    ("unknown", "nearest"),
+    [
+        ("max_brances", ["max_branches"]),
+        ("treshold", ["threshold"]),
+        ("certainty_window", []),
+        ("xyz", []),
+        ("x" * 300, []),
+        ("", []),
+    ],
+)
+def test_an_unknown_field_is_refused_with_the_nearest_known_ones(
+    unknown: str, nearest: list[str]
+) -> None:
+    message = refusal({**RUN, unknown: 4})
+    assert unknown[:64] in message
+    named = [field for field in known_fields() if field in message.split("did you mean")[-1]]
+    assert set(nearest) <= set(named) and len(named) <= 3
+
+
+def test_a_field_of_another_algorithm_is_refused_naming_those_that_know_it() -> None:
+    message, param = refused({"rule": "beta"})
+    assert message == "dynasor.rule: is a field of algorithm self_consistency, not of none"
+    assert param == "dynasor.rule"
+
+
+def test_several_faults_are_named_each_as_the_request_spells_them() -> None:
+    message, param = refused({**RUN, "threshold": "high", "max_branches": 0})
+    assert message.count("dynasor.") == 2 and param == "dynasor.max_branches"
 
 
 @pytest.mark.parametrize("fields", [None, [], "self_consistency", 1, True, [RUN]])
@@ -148,7 +197,7 @@ json_values = st.recursive(
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.dictionaries(st.sampled_from(sorted(ProgramSpec.model_fields)), json_values))
+@given(st.dictionaries(st.sampled_from(sorted(known_fields())), json_values))
 def test_any_json_is_either_a_spec_or_a_value_error(fields: dict[str, Any]) -> None:
     try:
         spec = ProgramSpec.parse(fields)
@@ -172,11 +221,12 @@ def test_mode_off_keeps_the_engine_from_running_the_program() -> None:
 
 def test_resolving_fills_every_default_from_the_server_settings() -> None:
     config = DynasorConfig(rule="beta", threshold=0.9, max_branches=8, min_branches=2, grants="2")
-    spec = ProgramSpec.parse(RUN).resolve(config)
-    assert (spec.rule, spec.threshold) == ("beta", 0.9)
-    assert (spec.max_branches, spec.min_branches, spec.grants) == (8, 2, "2")
-    assert re.fullmatch(r"[0-9a-f]{32}", spec.program_id or "")
-    assert spec.stop_rule().min_branches == 2  # type: ignore[attr-defined]
+    program = ProgramSpec.parse(RUN).resolve(config)
+    settings = settings_of(program)
+    assert settings.rule == BetaRule(0.9, min_branches=2)
+    assert (settings.max_branches, settings.min_branches) == (8, 2)
+    assert (settings.offers, settings.grants) == (False, FixedGrants((2,)))
+    assert re.fullmatch(r"[0-9a-f]{32}", program.program_id)
 
 
 def test_minted_ids_differ() -> None:
@@ -195,53 +245,63 @@ def test_resolving_keeps_what_the_client_gave() -> None:
         "grants": "1,4",
     }
     config = DynasorConfig(rule="beta", threshold=0.9, max_branches=9, min_branches=2, grants="3")
-    resolved = ProgramSpec.parse(given_fields).resolve(config).model_dump()
-    assert {name: resolved[name] for name in given_fields} == given_fields
+    program = ProgramSpec.parse(given_fields).resolve(config)
+    settings = settings_of(program)
+    assert (program.program_id, program.algorithm) == ("p-1", "self_consistency")
+    assert settings.rule == ThresholdRule(0.25, min_branches=4)
+    assert (settings.max_branches, settings.min_branches) == (5, 4)
+    assert settings.grants == FixedGrants((1, 4))
 
 
 def test_the_servers_threshold_does_not_leak_into_another_rule() -> None:
     config = DynasorConfig(rule="beta", threshold=0.99)
-    assert ProgramSpec.parse({**RUN, "rule": "threshold"}).resolve(config).threshold is None
-    spec = ProgramSpec.parse({**RUN, "rule": "decided"}).resolve(config)
-    assert spec.stop_rule().name == "decided"
+    assert resolved(config, rule="threshold").rule == ThresholdRule()
+    assert resolved(config, rule="decided").rule == DecidedRule()
 
 
 @pytest.mark.parametrize(("field", "other"), [("max_branches", 2), ("min_branches", 40)])
 def test_one_given_bound_moves_the_other_default(field: str, other: int) -> None:
-    spec = ProgramSpec.parse({**RUN, field: other}).resolve(DynasorConfig())
-    assert spec.min_branches is not None and spec.max_branches is not None
-    assert getattr(spec, field) == other
-    assert spec.min_branches <= spec.max_branches
+    settings = resolved(**{field: other})
+    assert getattr(settings, field) == other
+    assert settings.min_branches <= settings.max_branches
 
 
-def resolved(config: DynasorConfig | None = None, **fields: Any) -> ProgramSpec:
-    return ProgramSpec.parse({**RUN, **fields}).resolve(config or DynasorConfig())
+def settings_of(program: ResolvedProgram) -> SelfConsistencySettings:
+    assert isinstance(program.settings, SelfConsistencySettings)
+    return program.settings
+
+
+def resolved(config: DynasorConfig | None = None, **fields: Any) -> SelfConsistencySettings:
+    return settings_of(ProgramSpec.parse({**RUN, **fields}).resolve(config or DynasorConfig()))
+
+
+def rule_of(settings: SelfConsistencySettings, branch: int) -> BranchRule | None:
+    return settings.rule_of_node(str(branch))
 
 
 def test_the_first_branches_of_a_program_are_never_pruned() -> None:
     spec = resolved(branch_rule="deepconf", keep_top=0.1, min_branches=2, profile="maths")
-    assert [spec.rule_of_branch(index) for index in (0, 1)] == [BranchRule("maths")] * 2
-    assert spec.rule_of_branch(2) == BranchRule("maths", keep_top=0.1)
+    assert [rule_of(spec, index) for index in (0, 1)] == [BranchRule("maths")] * 2
+    assert rule_of(spec, 2) == BranchRule("maths", keep_top=0.1)
 
 
 def test_a_calibrated_bar_gives_way_to_a_share_the_client_names() -> None:
     config = DynasorConfig(branch_rule="deepconf", confidence_bar=7.5, keep_top=0.8)
-    assert resolved(config).rule_of_branch(5) == BranchRule(bar=7.5)
-    assert resolved(config, keep_top=0.1).rule_of_branch(5) == BranchRule(keep_top=0.1)
-    assert resolved(config, branch_rule="none").rule_of_branch(5) is None
+    assert rule_of(resolved(config), 5) == BranchRule(bar=7.5)
+    assert rule_of(resolved(config, keep_top=0.1), 5) == BranchRule(keep_top=0.1)
+    assert rule_of(resolved(config, branch_rule="none"), 5) is None
     config = DynasorConfig(branch_rule="deepconf", keep_top=0.8)
-    assert resolved(config).rule_of_branch(5) == BranchRule(keep_top=0.8)
-    assert resolved(config, confidence_bar=3.0).rule_of_branch(5) == BranchRule(bar=3.0)
+    assert rule_of(resolved(config), 5) == BranchRule(keep_top=0.8)
+    assert rule_of(resolved(config, confidence_bar=3.0), 5) == BranchRule(bar=3.0)
 
 
 def test_loops_and_entropy_stop_any_branch_but_none_in_shadow_mode() -> None:
     fields = {"stop_loops": True, "entropy_floor": 0.01}
-    assert resolved(**fields).rule_of_branch(0) == BranchRule(loop=True, entropy_floor=0.01)
-    assert resolved(mode="shadow", **fields).rule_of_branch(0) is None
+    assert rule_of(resolved(**fields), 0) == BranchRule(loop=True, entropy_floor=0.01)
+    assert rule_of(resolved(mode="shadow", **fields), 0) is None
     shadow = resolved(mode="shadow", branch_rule="deepconf")
-    assert shadow.rule_of_branch(9) == BranchRule()
-    assert resolved(mode="off", **fields).rule_of_branch(0) is None
-    assert resolved().rule_of_branch(0) is None
+    assert rule_of(shadow, 9) == BranchRule()
+    assert rule_of(resolved(), 0) is None
 
 
 @pytest.mark.parametrize("field", ["keep_top", "confidence_bar"])
@@ -255,8 +315,8 @@ def test_a_weighted_vote_is_stopped_by_consensus() -> None:
     """The default rule judges equal votes: it would let every branch run."""
     config = DynasorConfig(threshold=0.99)
     spec = resolved(config, vote="weighted")
-    assert (spec.rule, spec.threshold) == ("deepconf", None)
-    assert resolved(config, vote="filtered", threshold=0.8).threshold == 0.8
+    assert spec.rule == DeepConfRule()
+    assert resolved(config, vote="filtered", threshold=0.8).rule == DeepConfRule(0.8)
     assert resolved(DynasorConfig(vote="weighted"), rule="beta").vote == "majority"
     with pytest.raises(ValueError, match="rule: beta judges equal votes"):
         DynasorConfig.parse({"rule": "beta", "vote": "weighted"})
@@ -271,14 +331,52 @@ def test_a_weighted_vote_is_stopped_by_consensus() -> None:
         ({**RUN, "branch_rule": "deepconf"}, True),
         ({**RUN, "stop_loops": True}, True),
         ({"token_certainty": True}, True),
-        ({"token_certainty": True, "mode": "off"}, False),
-        ({**RUN, "vote": "weighted", "mode": "off"}, False),
+        ({**RUN, "vote": "weighted", "mode": "shadow"}, True),
+        ({**RUN, "stop_loops": True, "mode": "shadow"}, False),
     ],
 )
 def test_tokens_are_measured_only_for_who_needs_it(fields: dict[str, Any], wants: bool) -> None:
-    assert ProgramSpec.parse(fields).resolve(DynasorConfig()).wants_certainty is wants
+    assert ProgramSpec.parse(fields).resolve(DynasorConfig()).settings.measured is wants
 
 
 def test_a_server_that_weighs_votes_measures_no_client_driven_program() -> None:
     spec = ProgramSpec.parse({}).resolve(DynasorConfig(vote="weighted", branch_rule="deepconf"))
-    assert not spec.wants_certainty
+    assert not spec.settings.measured
+
+
+def test_a_client_driven_program_says_how_many_requests_it_sends() -> None:
+    program = ProgramSpec.parse({"max_branches": 4}).resolve(DynasorConfig())
+    assert program.settings.max_branches == 4
+    assert ProgramSpec.parse({}).resolve(DynasorConfig()).settings.max_branches == 0
+    with pytest.raises(ValueError, match="driven by its client"):
+        program.build()
+
+
+@pytest.mark.parametrize(
+    ("fields", "settings", "offers", "grants"),
+    [
+        ({}, {}, True, AdaptiveGrants),
+        ({"draw": "rounds"}, {}, False, AdaptiveGrants),
+        ({"grants": "4"}, {}, False, FixedGrants),
+        ({"max_total_tokens": 100}, {}, False, AdaptiveGrants),
+        ({}, {"draw": "rounds"}, False, AdaptiveGrants),
+        ({"draw": "offer"}, {"grants": "4"}, True, AdaptiveGrants),
+        ({"draw": "rounds"}, {"grants": "4"}, False, FixedGrants),
+    ],
+)
+def test_what_the_client_gives_goes_before_the_settings(
+    fields: dict[str, Any], settings: dict[str, Any], offers: bool, grants: type
+) -> None:
+    found = resolved(DynasorConfig.parse(settings), **fields)
+    assert (found.offers, type(found.grants)) == (offers, grants)
+
+
+def test_a_given_id_replaces_the_one_of_the_object() -> None:
+    assert ProgramSpec.parse(RUN).with_program_id("p").program_id == "p"
+    with pytest.raises(RequestError, match=r"^dynasor\.program_id"):
+        ProgramSpec.parse(RUN).with_program_id("a b")
+
+
+def test_every_field_has_a_description_for_the_readme() -> None:
+    for algorithm in ALGORITHMS.values():
+        assert all(field.description for field in algorithm.params.model_fields.values())
