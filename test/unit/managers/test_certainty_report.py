@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,9 +15,6 @@ from sglang_dynasor.managers.certainty_report import (
     streamed_reports,
     take_certainty,
 )
-from sglang_dynasor.serving.openai import add_report_chunk, merge_reports
-
-DONE = "data: [DONE]\n\n"
 
 
 def rows(*numbers: float) -> list[list[float]]:
@@ -61,51 +55,3 @@ def test_a_stream_ends_with_the_values_of_all_its_tokens(incremental: bool) -> N
         [0.0, 1.0, 2.0]
     ] * 2
     assert streamed_reports(SimpleNamespace()) == []
-
-
-def test_one_choice_has_its_certainty_in_the_report_and_several_have_it_by_choice() -> None:
-    certain = {"certainty": {"tokens": 1}, "token_certainty": {"entropy": [0.5]}}
-    one = {"program_id": "p", **certain}
-    assert merge_reports([None]) is None
-    assert merge_reports([]) is None
-    assert merge_reports([one]) == one
-    assert merge_reports([one, one]) == {
-        "program_id": "p",
-        "choices": [{"index": 0, **certain}, {"index": 1, **certain}],
-    }
-    plain = {"program_id": "p"}
-    assert merge_reports([plain, plain]) == plain
-
-
-def streamed(chunks: list[str], obj: Any) -> list[str]:
-    async def source() -> AsyncIterator[str]:
-        for chunk in chunks:
-            yield chunk
-
-    async def collect() -> list[str]:
-        return [chunk async for chunk in add_report_chunk(source(), obj)]
-
-    return asyncio.run(collect())
-
-
-def test_an_openai_stream_carries_the_report_in_a_last_chunk_without_choices() -> None:
-    first = {"id": "c", "object": "chat.completion.chunk", "created": 5, "model": "m"}
-    chunks = [f"data: {json.dumps({**first, 'choices': [{'index': 0}]})}\n\n", DONE]
-    obj = SimpleNamespace(dynasor_reports={0: {"program_id": "p"}})
-    told = streamed(chunks, obj)
-    assert [told[0], told[2]] == chunks
-    assert json.loads(told[1].removeprefix("data: ")) == {
-        **first,
-        "choices": [],
-        "sglext": {"dynasor": {"program_id": "p"}},
-    }
-
-
-@pytest.mark.parametrize("chunks", [['data: {"id": "c"}\n\n', DONE], [DONE], []])
-def test_a_stream_without_a_program_passes_untouched(chunks: list[str]) -> None:
-    assert streamed(chunks, SimpleNamespace()) == chunks
-
-
-def test_a_failed_stream_gets_no_report() -> None:
-    chunks = ['data: {"error": {"message": "no"}}\n\n', DONE]
-    assert streamed(chunks, SimpleNamespace(dynasor_reports={0: {"program_id": "p"}})) == chunks
