@@ -24,7 +24,7 @@ from sglang_dynasor.allocation import BetaRule
 from sglang_dynasor.certaindex import MathEquality
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.demo import Problem, load_problems, problem_seed
-from sglang_dynasor.managers.engine_branches import branch_seed
+from sglang_dynasor.managers.engine_nodes import node_seed
 from sglang_dynasor.programs import Program
 
 WARM_UP_IN_FLIGHT = 8
@@ -203,7 +203,7 @@ class Client:
     async def _request(
         self, program: int, index: int, prompt: list[int], seed: int
     ) -> dict[str, Any]:
-        params = {**self._spec["sampling"], "sampling_seed": branch_seed(seed, index)}
+        params = {**self._spec["sampling"], "sampling_seed": node_seed(seed, str(index))}
         output: dict[str, Any] = await self._engine.async_generate(
             input_ids=prompt, sampling_params=params, rid=_rid(program, index)
         )

@@ -113,6 +113,11 @@ def refuse_unsupported(server_args: Any) -> None:
             f"--enable-priority-scheduling it must be one of {', '.join(UPSTREAM_POLICIES)}"
         )
     refusals = {
+        # Program messages are for one replica; otherwise they would have to go to all of them.
+        "--enable-dp-attention without --enable-dp-attention-local-control-broadcast": (
+            server_args.enable_dp_attention
+            and not server_args.enable_dp_attention_local_control_broadcast
+        ),
         "--disaggregation-mode": server_args.disaggregation_mode not in (None, "null"),
         "--pp-size > 1": (server_args.pp_size or 1) > 1,
         "--dllm-algorithm": server_args.dllm_algorithm is not None,

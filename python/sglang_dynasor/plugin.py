@@ -44,6 +44,24 @@ HOOKS = (
         "`sglext.dynasor` in completions (chat has a class property for it)",
     ),
     Hook(
+        "sglang.srt.entrypoints.anthropic.serving.AnthropicServing",
+        "replace",
+        "sglang_dynasor.serving.other_routes.DynasorAnthropicServing",
+        "`sglext.dynasor` in messages",
+    ),
+    Hook(
+        "sglang.srt.entrypoints.ollama.serving.OllamaServing",
+        "replace",
+        "sglang_dynasor.serving.other_routes.DynasorOllamaServing",
+        "refuses programs where their report would be lost",
+    ),
+    Hook(
+        "sglang.srt.entrypoints.openai.serving_responses.OpenAIServingResponses",
+        "replace",
+        "sglang_dynasor.serving.other_routes.DynasorServingResponses",
+        "refuses programs where their report would be lost",
+    ),
+    Hook(
         "sglang.srt.entrypoints.engine.Engine._launch_subprocesses",
         "around",
         "sglang_dynasor.handshake.launch_verified",
@@ -54,6 +72,12 @@ HOOKS = (
         "around",
         "sglang_dynasor.handshake.report_replicas",
         "passes on what each data-parallel replica reports about its hooks",
+    ),
+    Hook(
+        "sglang.srt.managers.data_parallel_controller.DataParallelController.send_control_message",
+        "around",
+        "sglang_dynasor.managers.replicas.send_to_replica",
+        "sends what concerns one program to the replica it lives on",
     ),
 )
 

@@ -25,19 +25,19 @@ SHORT = "12+34"
 def recorded_branches(engine: DynasorEngine) -> Iterator[list[dict[str, Any]]]:
     """The last output of every branch that finishes inside the block."""
     manager = engine.tokenizer_manager
-    generate_branch = type(manager).generate_branch
+    generate_node = type(manager).generate_node
     outputs: list[dict[str, Any]] = []
 
     async def record(obj: Any) -> AsyncIterator[dict[str, Any]]:
-        async for output in generate_branch(manager, obj):
+        async for output in generate_node(manager, obj):
             yield output
         outputs.append(output)
 
-    manager.generate_branch = record
+    manager.generate_node = record
     try:
         yield outputs
     finally:
-        del manager.generate_branch
+        del manager.generate_node
 
 
 def run_branches(engine: DynasorEngine, prompt: str, branches: int) -> list[int]:

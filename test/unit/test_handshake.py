@@ -24,6 +24,8 @@ SUPPORTED = {
     "tokenizer_worker_num": 1,
     "use_ray": False,
     "enable_priority_scheduling": False,
+    "enable_dp_attention": False,
+    "enable_dp_attention_local_control_broadcast": False,
 }
 
 
@@ -36,7 +38,15 @@ def server_args(**changes: Any) -> SimpleNamespace:
     return SimpleNamespace(**{**SUPPORTED, **changes})
 
 
-@pytest.mark.parametrize("changes", [{}, {"disaggregation_mode": None}, {"pp_size": None}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"disaggregation_mode": None},
+        {"pp_size": None},
+        {"enable_dp_attention": True, "enable_dp_attention_local_control_broadcast": True},
+    ],
+)
 def test_an_ordinary_setup_is_accepted(changes: dict[str, Any]) -> None:
     refuse_unsupported(server_args(**changes))
 
@@ -50,6 +60,7 @@ def test_an_ordinary_setup_is_accepted(changes: dict[str, Any]) -> None:
         ("--dllm-algorithm", {"dllm_algorithm": "LowConfidence"}),
         ("--tokenizer-worker-num", {"tokenizer_worker_num": 2}),
         ("--use-ray", {"use_ray": True}),
+        ("--enable-dp-attention", {"enable_dp_attention": True}),
     ],
 )
 def test_an_unsupported_setup_is_refused_naming_the_flag(

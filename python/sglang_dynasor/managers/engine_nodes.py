@@ -50,7 +50,6 @@ class NodeEngine(Protocol):
     """What the nodes of a program need of the tokenizer manager."""
 
     unsent_nodes: dict[str, Node]
-    pending_ends: dict[str, asyncio.Future[dict[str, int]]]
 
     @property
     def is_pause(self) -> bool: ...
@@ -60,6 +59,8 @@ class NodeEngine(Protocol):
     def seen(self, rid: str) -> tuple[str, int]: ...
 
     def send(self, message: BaseReq) -> None: ...
+
+    def ask_to_end(self, key: ProgramKey, rank: int) -> asyncio.Future[dict[str, int]]: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -104,12 +105,16 @@ class EngineNodes:
         self._engine = engine
         self._program = program
         # The leading slash and the random part: no request id of a client's can be a prefix.
-        self._instance = secrets.token_hex(4)
-        self._rid_prefix = f"/{program.key.tenant}/{program.key.program_id}::{self._instance}"
+        instance = secrets.token_hex(4)
+        self._rid_prefix = f"/{program.key.tenant}/{program.key.program_id}::{instance}"
         self._inputs: dict[str, list[int]] = {}
         self._live: dict[str, Node] = {}  # by rid
         self._sent = 0
         self._over = False
+
+    @property
+    def prompt_tokens(self) -> int:
+        return len(self._program.input_ids)
 
     async def generate(self, start: Start) -> Generated:
         if self._over or self.unwanted is not None:
@@ -129,7 +134,7 @@ class EngineNodes:
         self._send(
             DemandReqInput,
             kind=self._program.kind,
-            prompt_tokens=len(self._program.input_ids),
+            prompt_tokens=self.prompt_tokens,
             certaindex=demand.certaindex,
             worth=demand.worth,
             work=demand.work,
@@ -158,7 +163,7 @@ class EngineNodes:
         tokens: dict[str, int] = {}
         with suppress(TimeoutError):
             async with asyncio.timeout(self._end_limit_s):
-                tokens = await self._ask_to_end()
+                tokens = await self._engine.ask_to_end(self._program.key, self._program.rank)
                 if not self._engine.is_pause:
                     await asyncio.wait([node.result for node in sent])  # their last words
         for node in sent:
@@ -191,17 +196,6 @@ class EngineNodes:
         remaining = self._program.deadline_at - asyncio.get_running_loop().time()
         return min(END_LIMIT_S, max(0.0, remaining) + DEADLINE_GRACE_S)
 
-    async def _ask_to_end(self) -> dict[str, int]:
-        """Tokens of each request the scheduler still had, by rid."""
-        answered = asyncio.get_running_loop().create_future()
-        self._engine.pending_ends[self._instance] = answered
-        try:
-            self._send(EndProgramReqInput, message_id=self._instance)
-            tokens: dict[str, int] = await answered
-            return tokens
-        finally:
-            del self._engine.pending_ends[self._instance]
-
     def _send(self, message: type[BaseReq], **fields: Any) -> None:
         tenant, program_id = self._program.key
         rank = self._program.rank
@@ -220,7 +214,8 @@ class EngineNodes:
         meta = output["meta_info"]
         stop_reason = stop_reason_of(meta["finish_reason"])
         if stop_reason == "aborted" and self.unwanted is None:
-            raise NodeError(meta["finish_reason"].get("message") or "aborted", 503)
+            message = meta["finish_reason"].get("message") or "aborted by the engine"
+            raise NodeError(message, status_code=503)
         self.outputs[node.name] = output
         summary = meta.get(SUMMARY)
         return Generated(
@@ -234,7 +229,8 @@ class EngineNodes:
         message = str(error.detail if isinstance(error, HTTPException) else error)
         if message == CANCELLED_MESSAGE:  # before its grammar was ready
             return Generated("", 0, self._cut_reason)
-        raise NodeError(message, getattr(error, "status_code", 400)) from error
+        status_code: int = getattr(error, "status_code", 400)
+        raise NodeError(message, getattr(error, "param", None), status_code) from error
 
     def _settle(self, node: Node, task: asyncio.Task[Generated]) -> None:
         """Hand over how a node's task ended, unless nobody waits for it any more."""

@@ -21,7 +21,7 @@ CERTAINTY = "dynasor_certainty"  # of upstream's customized output
 CANCELLED_MESSAGE = "cancelled by its program"  # or to make room for what is needed
 STOP_MESSAGES: dict[str, str] = {reason: f"branch {reason}" for reason in get_args(TokenStop)}
 
-RequestStop: TypeAlias = NodeStop | Literal["cancelled"]
+RequestStop: TypeAlias = NodeStop | Literal["cancelled", "aborted"]
 _STOP_REASONS: dict[str, RequestStop] = {
     "stop": "completed",
     "length": "length",
@@ -149,9 +149,13 @@ class BranchParams(NamedTuple):
 
     @classmethod
     def of(cls, custom_params: dict[str, Any] | None) -> BranchParams | None:
-        """Read back what `to_custom_params` stamped; None for a request without a program."""
+        """Read back what `to_custom_params` stamped; None for a request without a program, and for
+        anything else that stands in its place."""
         stamped = (custom_params or {}).get(CARRIER)
-        return cls(**stamped) if stamped else None
+        if not isinstance(stamped, dict):
+            return None
+        ours = {"tenant", "program_id"} <= stamped.keys() <= set(cls._fields)
+        return cls(**stamped) if ours else None
 
 
 def register() -> None:

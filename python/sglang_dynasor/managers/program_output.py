@@ -5,70 +5,84 @@ from __future__ import annotations
 from typing import Any
 
 from sglang_dynasor.managers.certainty_report import VALUES, take_certainty
-from sglang_dynasor.managers.engine_branches import EngineBranches
+from sglang_dynasor.managers.engine_nodes import EngineNodes
 from sglang_dynasor.managers.program_messages import CARRIER
-from sglang_dynasor.programs import ProgramRun, ProgramSpec
+from sglang_dynasor.programs.nodes import ProgramRun
+from sglang_dynasor.programs.spec import ResolvedProgram
 
 
 def add_member_report(
-    output: Any, members: list[ProgramSpec | None], unmeasured: str | None
+    output: Any, members: list[ResolvedProgram | None], samples: int, unmeasured: str | None
 ) -> None:
     """Tell a client-driven program its id, which may have been minted here, and its certainty.
 
-    `unmeasured` is why this engine has none.
+    Outputs come prompt by prompt, `samples` of each. `unmeasured` is why this engine has none.
     """
     outputs = output if isinstance(output, list) else [output]
     for position, item in enumerate(outputs):
-        index = item.get("index", position)
-        spec = members[index] if index < len(members) else members[0]
-        if spec is not None:
+        index = item.get("index", position) // samples
+        program = members[index] if len(members) > 1 else members[0]
+        if program is not None:
             report = {
-                "program_id": spec.program_id,
-                "algorithm": spec.algorithm,
-                "mode": spec.mode,
+                "program_id": program.program_id,
+                "algorithm": program.algorithm,
+                "mode": program.mode,
                 **take_certainty(item["meta_info"]),
             }
-            if spec.wants_certainty and unmeasured:
+            if program.settings.measured and unmeasured:
                 report["inactive"] = {VALUES: unmeasured}
             item["meta_info"][CARRIER] = report
 
 
 def add_certainty(
-    report: dict[str, Any], spec: ProgramSpec, client: EngineBranches, run: ProgramRun
+    report: dict[str, Any], program: ResolvedProgram, nodes: EngineNodes, run: ProgramRun
 ) -> None:
     """Put what was measured into a program's report: of the branch that answers, and of each."""
-    taken = {index: take_certainty(output["meta_info"]) for index, output in client.outputs.items()}
-    if not spec.token_certainty:
+    taken = {node: take_certainty(output["meta_info"]) for node, output in nodes.outputs.items()}
+    if not program.settings.token_certainty:
         return
-    if run.outcome.branch is not None:
-        report.update(taken[run.outcome.branch])
+    if run.outcome.node is not None:
+        report.update(taken[run.outcome.node])
     for details in report.get("branch_details", ()):
-        details.update(taken.get(details["branch"], {}))
+        details.update(taken.get(str(details["branch"]), {}))
 
 
 def program_output(
-    client: EngineBranches, run: ProgramRun, report: dict[str, Any], weight_version: str
+    nodes: EngineNodes, run: ProgramRun, report: dict[str, Any], rid: str, weight_version: str
 ) -> dict[str, Any]:
     """One upstream-shaped result: the branch that stands for the answer, the program's counts."""
     tokens = report["tokens"]
-    if run.outcome.branch is None:
-        output: dict[str, Any] = {
-            "text": "",
-            "output_ids": [],
-            "meta_info": {
-                "finish_reason": {"type": "abort", "message": run.outcome.stop_reason},
-                "cached_tokens": 0,
-                "weight_version": weight_version,
-                "output_token_logprobs": [],  # a request for log probabilities reads it
-            },
-        }
+    generated = tokens["total"] - tokens["prompt"]
+    if run.outcome.node is None:
+        output = _stand_in(run.outcome.stop_reason, generated, weight_version)
     else:
-        output = client.outputs[run.outcome.branch]
+        output = nodes.outputs[run.outcome.node]
+        if output["meta_info"]["finish_reason"]["type"] == "abort":  # a branch rule ended it
+            output["meta_info"]["finish_reason"] = {"type": "stop", "matched": None}
     output["meta_info"].update(
-        id=report["program_id"],
+        id=rid,
         prompt_tokens=tokens["prompt"],
-        completion_tokens=tokens["total"] - tokens["prompt"],
+        completion_tokens=generated,
         e2e_latency=report["seconds"],
         dynasor=report,
     )
     return output
+
+
+def _stand_in(stop_reason: str, generated: int, weight_version: str) -> dict[str, Any]:
+    """The result of a program without a finished branch: cut off, by whatever."""
+    finish_reason: dict[str, Any] = {"type": "length", "length": generated}
+    if stop_reason == "aborted":
+        finish_reason = {"type": "abort", "message": "the program was aborted"}
+    return {
+        "text": "",
+        "output_ids": [],
+        "meta_info": {
+            "finish_reason": finish_reason,
+            "cached_tokens": 0,
+            "weight_version": weight_version,
+            # A request for log probabilities reads them.
+            "input_token_logprobs": [],
+            "output_token_logprobs": [],
+        },
+    }

@@ -11,15 +11,17 @@ import hashlib
 import json
 from typing import Any
 
-import msgspec
 from fastapi import Request
 from sglang.srt.managers.io_struct import GenerateReqInput
-from sglang.srt.sampling.sampling_params import CustomParamValue
+from sglang.srt.sampling.sampling_params import SamplingParams
 
+from sglang_dynasor.config import DynasorConfig
+from sglang_dynasor.errors import RequestError
 from sglang_dynasor.managers.program_messages import CARRIER, BranchParams
-from sglang_dynasor.programs import ProgramSpec
+from sglang_dynasor.programs.spec import ProgramSpec, ResolvedProgram
 
 DEFAULT_TENANT = ""
+_SMALLEST_TEMPERATURE = 1e-6  # below it upstream takes the likeliest token
 
 
 def tenant_of(request: Request | None) -> str:
@@ -29,28 +31,47 @@ def tenant_of(request: Request | None) -> str:
 
 
 async def read_program_fields(
-    obj: GenerateReqInput, request: Request | None
+    obj: GenerateReqInput, request: Request | None, server_params: dict[str, Any] | None = None
 ) -> list[ProgramSpec | None]:
     """One checked spec per prompt of `obj` (one for a single prompt), None where there is none.
 
-    Takes the fields out of `obj.sampling_params`, which is replaced, not changed.
-    Raises ValueError naming the field.
+    Takes the fields out of `obj.sampling_params`, which is replaced, not changed. `server_params`
+    are the `custom_params` of requests that have none of their own. Raises RequestError naming the
+    field.
     """
     body = await _body_fields(request)
     is_batch = isinstance(obj.sampling_params, list)
-    params = obj.sampling_params if is_batch else [obj.sampling_params]
     specs: list[ProgramSpec | None] = []
     stripped: list[dict[str, Any] | None] = []
-    for item in params:
+    for item in as_list(obj.sampling_params):
         fields, rest = _split(item)
         specs.append(_merge(body, fields))
         stripped.append(rest)
+    if server_params and any(specs):
+        stripped = [{"custom_params": server_params, **(item or {})} for item in stripped]
     obj.sampling_params = stripped if is_batch else stripped[0]
     return specs
 
 
+def take_server_default(
+    preferred: dict[str, Any] | None, config: DynasorConfig
+) -> tuple[dict[str, Any], ProgramSpec | None]:
+    """The server's preferred sampling parameters without program fields, and those fields.
+
+    Upstream merges them into requests after these were checked. Raises ValueError.
+    """
+    try:
+        fields, rest = _split(preferred)
+        spec = None if fields is None else ProgramSpec.parse(fields)
+        if spec is not None:
+            spec.resolve(config)  # what contradicts a setting shows here, not at the first request
+        return rest or {}, spec
+    except RequestError as error:
+        raise ValueError(f"--preferred-sampling-params: {error}") from None
+
+
 async def _body_fields(request: Request | None) -> dict[str, Any]:
-    if request is None or request.method != "POST":
+    if request is None or request.method not in ("POST", "PUT"):
         return {}
     if "json" not in request.headers.get("content-type", "json"):
         return {}
@@ -71,54 +92,65 @@ def _split(
         return None, sampling_params
     custom = sampling_params["custom_params"]
     if not isinstance(custom, dict):
-        raise ValueError(f"custom_params: must be an object, got {type(custom).__name__}")
+        raise RequestError(
+            f"custom_params: must be an object, got {type(custom).__name__}", "custom_params"
+        )
     rest = {key: value for key, value in custom.items() if key != CARRIER}
-    try:
-        # Upstream decodes this type in the scheduler process, where an error is fatal.
-        msgspec.convert(rest, dict[str, CustomParamValue])
-    except msgspec.ValidationError as error:
-        raise ValueError(f"custom_params: {error}") from None
     return custom.get(CARRIER), {**sampling_params, "custom_params": rest or None}
 
 
 def _merge(body: dict[str, Any], fields: object) -> ProgramSpec | None:
     if CARRIER in body and fields is not None:
-        raise ValueError("dynasor: given both at the top level and in custom_params")
+        raise RequestError("dynasor: given both at the top level and in custom_params", CARRIER)
     fields = body.get(CARRIER, fields)
     if "program_id" not in body:
         return None if fields is None else ProgramSpec.parse(fields)
-    if fields is None:
-        return ProgramSpec.parse({"program_id": body["program_id"]})
-    if isinstance(fields, dict) and "program_id" in fields:
-        if fields["program_id"] != body["program_id"]:
-            raise ValueError("program_id: differs between the top level and dynasor.program_id")
-        return ProgramSpec.parse(fields)
-    spec = ProgramSpec.parse(fields)
-    checked = ProgramSpec.parse({"program_id": body["program_id"]})
-    return spec.model_copy(update={"program_id": checked.program_id})
+    spec = ProgramSpec.parse({} if fields is None else fields)
+    if spec.program_id not in (None, body["program_id"]):
+        raise RequestError(
+            "program_id: differs between the top level and dynasor.program_id", "program_id"
+        )
+    return spec.with_program_id(body["program_id"])
 
 
-def branch_params(spec: ProgramSpec, tenant: str, index: int) -> BranchParams:
-    """What the scheduler is told about request `index` of a program with a resolved spec."""
-    assert spec.program_id is not None, "resolve() first"
+def node_params(program: ResolvedProgram, tenant: str, node: str) -> BranchParams:
+    """What the scheduler is told about one node of a program."""
     params = BranchParams(
         tenant,
-        spec.program_id,
-        measured=spec.wants_certainty,
-        token_values=spec.token_certainty,
+        program.program_id,
+        measured=program.settings.measured,
+        token_values=program.settings.token_certainty,
     )
-    return params.with_rule(spec.rule_of_branch(index))
+    return params.with_rule(program.settings.rule_of_node(node))
 
 
-def stamp(obj: GenerateReqInput, per_prompt: list[dict[str, Any] | None]) -> None:
-    """Put the fields for the scheduler into `obj.sampling_params`, one entry per prompt."""
+def member_params(program: ResolvedProgram, tenant: str) -> BranchParams:
+    """What the scheduler is told about a request of a program that its client drives."""
+    settings = program.settings
+    return BranchParams(
+        tenant,
+        program.program_id,
+        expected=settings.max_branches,
+        measured=settings.measured,
+        token_values=settings.token_certainty,
+    )
+
+
+def stamp(obj: GenerateReqInput, per_prompt: list[BranchParams | None]) -> None:
+    """Put what the scheduler is told into `obj.sampling_params`, one entry per prompt."""
     is_batch = isinstance(obj.sampling_params, list)
-    params = obj.sampling_params if is_batch else [obj.sampling_params]
     stamped = [
-        item if fields is None else with_carrier(item, fields)
-        for item, fields in zip(params, per_prompt, strict=True)
+        item if params is None else with_carrier(item, params.to_custom_params())
+        for item, params in zip(as_list(obj.sampling_params), per_prompt, strict=True)
     ]
     obj.sampling_params = stamped if is_batch else stamped[0]
+
+
+def without_stamp(params: SamplingParams) -> None:
+    """Make a request that is no branch an ordinary one."""
+    if params.custom_params and CARRIER in params.custom_params:
+        rest = {key: value for key, value in params.custom_params.items() if key != CARRIER}
+        params.custom_params = rest or None
 
 
 def with_carrier(sampling_params: dict[str, Any] | None, fields: dict[str, Any]) -> dict[str, Any]:
@@ -128,25 +160,56 @@ def with_carrier(sampling_params: dict[str, Any] | None, fields: dict[str, Any])
     return {**params, "custom_params": {**custom, CARRIER: fields}}
 
 
-def refuse_unsupported_request(obj: GenerateReqInput, specs: list[ProgramSpec | None]) -> None:
-    """Raise ValueError for what a server-side program cannot take yet, naming the field."""
-    params = obj.sampling_params
+def is_greedy(sampling_params: dict[str, Any]) -> bool:
+    """Whether all samples of a prompt are the same."""
+    temperature = sampling_params.get("temperature")
+    is_zero = isinstance(temperature, int | float) and 0 <= temperature < _SMALLEST_TEMPERATURE
+    return is_zero or sampling_params.get("top_k") == 1
+
+
+def single_request(obj: GenerateReqInput) -> GenerateReqInput:
+    """The request whose prompt a program samples; a list of one prompt is that prompt.
+
+    Raises RequestError for what a program cannot take, naming the field.
+    """
     if obj.stream:
-        raise ValueError("stream: not supported together with dynasor.algorithm")
-    if len(specs) != 1 or isinstance(obj.text, list) or _is_nested(obj.input_ids):
-        raise ValueError("prompt: a program with dynasor.algorithm takes exactly one prompt")
-    if isinstance(params, dict) and (params.get("n") or 1) != 1:
-        raise ValueError("n: must be 1 together with dynasor.algorithm; see dynasor.max_branches")
+        raise RequestError("stream: not supported together with dynasor.algorithm", "stream")
+    for params in as_list(obj.sampling_params):
+        if isinstance(params, dict) and params.get("n", 1) not in (None, 1):
+            message = "n: must be 1 together with dynasor.algorithm; see dynasor.max_branches"
+            raise RequestError(message, "n")
     if obj.input_embeds is not None or obj.contains_mm_input():
-        raise ValueError("input: dynasor.algorithm takes text or token ids only")
+        raise RequestError("input: dynasor.algorithm takes text or token ids only", "input")
     if obj.session_params is not None:
-        raise ValueError("session_params: not supported together with dynasor.algorithm")
-    if obj.text is None and not obj.input_ids:
-        raise ValueError("prompt: a program needs text or input_ids")
+        message = "session_params: not supported together with dynasor.algorithm"
+        raise RequestError(message, "session_params")
+    prompt = obj.input_ids if obj.text is None else obj.text
+    if not prompt:
+        raise RequestError("prompt: a program needs text or input_ids", "prompt")
+    is_list = not isinstance(prompt, str) and not isinstance(prompt[0], int)
+    if is_list and len(prompt) != 1:
+        message = "prompt: a program with dynasor.algorithm takes exactly one prompt"
+        raise RequestError(message, "prompt")
+    if is_list:
+        rid = obj.rid
+        obj.normalize_batch_and_arguments()
+        obj = obj[0]
+        obj.rid = rid[0] if isinstance(rid, list) else rid
+    if not isinstance(obj.rid, str | None):
+        raise RequestError("rid: a program has one prompt and takes one id", "rid")
+    _check_seed(obj.sampling_params or {})
+    return obj
+
+
+def as_list(value: Any) -> list[Any]:
+    """What stands for one or many, as many."""
+    return value if isinstance(value, list) else [value]
+
+
+def _check_seed(params: Any) -> None:
+    """As upstream would, which sees only the seeds of the nodes."""
     seed = params.get("sampling_seed") if isinstance(params, dict) else None
-    if seed is not None and not isinstance(seed, int):
-        raise ValueError(f"seed: must be an integer, got {type(seed).__name__}")
-
-
-def _is_nested(input_ids: Any) -> bool:
-    return bool(input_ids) and isinstance(input_ids[0], list)
+    if seed is None:
+        return
+    if not isinstance(seed, int) or not -(2**63) <= seed < 2**63:
+        raise RequestError("seed: must be an integer from -2**63 to 2**63 - 1", "seed")

@@ -1,129 +1,73 @@
-"""The tokenizer manager that runs programs: one interception point for every surface.
+"""The tokenizer manager that knows programs: one interception point for every surface.
 
 Upstream: `sglang/srt/managers/tokenizer_manager.py`, `generate_request`. Chat, completions,
-/generate, the offline engine and sgl.lang all pass through it.
+/generate, the offline engine and sgl.lang all pass through it. It translates and decides nothing.
 """
 
 from __future__ import annotations
 
-import asyncio
-import secrets
+import copy
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from fastapi import Request
-from sglang.srt.managers.io_struct import GenerateReqInput
+from sglang.srt.managers.io_struct import ActiveRanksOutput, GenerateReqInput
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
-from sglang.srt.runtime_context import get_parallel
+from sglang.srt.managers.utils import is_health_check_generate_req
 from sglang.utils import TypeBasedDispatcher
 
-from sglang_dynasor.certaindex import MathEquality
 from sglang_dynasor.config import DynasorConfig
+from sglang_dynasor.errors import RequestError
 from sglang_dynasor.managers.certainty_report import SUMMARY, VALUES, note_streamed
-from sglang_dynasor.managers.engine_branches import EngineBranches
+from sglang_dynasor.managers.edge_checks import check_samples, check_tokenized, names_program
 from sglang_dynasor.managers.program_messages import (
     CERTAINTY,
-    DrawBranchesReqOutput,
-    EndProgramReqInput,
+    DrawReqOutput,
     EndProgramReqOutput,
-    ReportProgramReqInput,
 )
 from sglang_dynasor.managers.program_output import (
     add_certainty,
     add_member_report,
     program_output,
 )
+from sglang_dynasor.managers.program_service import ProgramService
 from sglang_dynasor.managers.request_fields import (
-    branch_params,
+    DEFAULT_TENANT,
+    is_greedy,
+    member_params,
     read_program_fields,
-    refuse_unsupported_request,
+    single_request,
     stamp,
+    take_server_default,
     tenant_of,
+    without_stamp,
 )
-from sglang_dynasor.programs import (
-    Offer,
-    ProgramSpec,
-    Step,
-    build_report,
-    grouping_of,
-    run_program,
-    self_consistency,
-)
+from sglang_dynasor.programs.result import build_report
+from sglang_dynasor.programs.spec import ProgramSpec
 from sglang_dynasor.scheduling import ProgramKey
 
 
-@dataclass(slots=True)
-class _PendingEnd:
-    """An end-program message that not every data-parallel rank has answered yet."""
-
-    answered: asyncio.Future[dict[str, int]]
-    ranks_missing: int
-    tokens: dict[str, int]
-
-
-class _SchedulerLink:
-    """One running program's line to the scheduler; while it is open, draws reach the program."""
-
-    def __init__(
-        self,
-        manager: DynasorTokenizerManager,
-        key: ProgramKey,
-        spec: ProgramSpec,
-        prompt_tokens: int,
-    ) -> None:
-        assert spec.max_branches is not None, "resolve() first"
-        self._manager = manager
-        self._key = key
-        self._branch_class = spec.algorithm
-        self._prompt_tokens = prompt_tokens
-        self._max_branches = spec.max_branches
-
-    def report(self, step: Step, draws_seen: int) -> None:
-        offer = step if isinstance(step, Offer) else None
-        self._manager._dispatch_to_scheduler(
-            ReportProgramReqInput(
-                tenant=self._key.tenant,
-                program_id=self._key.program_id,
-                branch_class=self._branch_class,
-                prompt_tokens=self._prompt_tokens,
-                max_branches=self._max_branches,
-                certaindex=step.certaindex,
-                needed=offer.needed if offer else None,
-                worth=offer.worth if offer else 1.0,
-                values=list(offer.values) if offer else [],
-                draws_seen=draws_seen,
-            )
-        )
-
-    def on_draw(self, start: Callable[[int], None]) -> None:
-        self._manager._draw_handlers[self._key] = start
-
-    async def end(self) -> dict[str, int]:
-        return await self._manager.end_program(self._key)
-
-    def close(self) -> None:
-        self._manager._dispatch_end(self._key, message_id="")
-
-
 class DynasorTokenizerManager(TokenizerManager):
-    """Runs programs on the server and stamps the requests of client-driven ones."""
+    """Has programs run on the server and stamps the requests of client-driven ones."""
+
+    # Upstream's tests build managers without a call of __init__.
+    _programs = ProgramService(None, DynasorConfig())
+    _server_default: ProgramSpec | None = None
+    preferred_sampling_params: dict[str, Any]  # upstream's
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.dynasor_config = DynasorConfig.from_environment()
         self.branches_in_flight = 0
-        limit_ms = self.dynasor_config.equality_time_limit_ms
-        self._equality = MathEquality(limit_ms / 1000) if limit_ms else None
-        self._active_programs: set[ProgramKey] = set()
-        self._draw_handlers: dict[ProgramKey, Callable[[int], None]] = {}
-        self._pending_ends: dict[str, _PendingEnd] = {}
         super().__init__(*args, **kwargs)
+        self._programs = ProgramService(self, self.dynasor_config)
+        self.preferred_sampling_params, self._server_default = take_server_default(
+            self.preferred_sampling_params, self.dynasor_config
+        )
         # Its sampling path has no place for an observer.
         speculative = self.server_args.speculative_algorithm is not None
         self._unmeasured = "not measured with speculative decoding" if speculative else None
+        self._install_routes()
 
     @property
     def serving_chat_class(self) -> type:
@@ -131,46 +75,68 @@ class DynasorTokenizerManager(TokenizerManager):
 
         return DynasorServingChat
 
+    def _install_routes(self) -> None:
+        from sglang_dynasor.serving import abort_route
+
+        abort_route.install()
+
     def init_request_dispatcher(self) -> None:
         super().init_request_dispatcher()
         answers: list[tuple[type, Callable[[Any], None]]] = [
-            (EndProgramReqOutput, self._handle_program_ended),
-            (DrawBranchesReqOutput, self._handle_draw),
+            (EndProgramReqOutput, lambda answer: self._programs.handle_end(answer)),
+            (DrawReqOutput, lambda answer: self._programs.handle_draw(answer)),
         ]
         self._result_dispatcher += TypeBasedDispatcher(answers)
 
     async def generate_request(
         self, obj: Any, request: Request | None = None
     ) -> AsyncIterator[dict[str, Any]]:
-        if not isinstance(obj, GenerateReqInput):
+        specs: list[ProgramSpec | None] = []
+        if isinstance(obj, GenerateReqInput):
+            check_samples(obj)
+            specs = await self._program_fields(obj, request)
+        tenant = tenant_of(request) if any(specs) else DEFAULT_TENANT
+        ours = [spec for spec in specs if spec is not None and spec.runs_in_engine]
+        if ours:
+            yield await self._run_program(obj, ours[0], tenant, request)
+            return
+        members = [
+            None if spec is None or spec.mode == "off" else spec.resolve(self.dynasor_config)
+            for spec in specs
+        ]
+        if not any(members):
             async for output in super().generate_request(obj, request):
                 yield output
             return
-        # Upstream's abort task of a stream reads this even after a refusal.
-        obj.is_single = not isinstance(obj.rid, list)
-        specs = await read_program_fields(obj, request)
-        tenant = tenant_of(request)
-        if any(spec is not None and spec.runs_in_engine for spec in specs):
-            yield await self._run_program(obj, specs, tenant, request)
-            return
-        members = [
-            spec.resolve(self.dynasor_config) if spec is not None and spec.mode != "off" else None
-            for spec in specs
-        ]
-        if any(members):
-            stamp(
-                obj,
-                [
-                    _member_params(spec, given, tenant)
-                    for spec, given in zip(members, specs, strict=True)
-                ],
-            )
-        async for output in super().generate_request(obj, request):
-            if any(members):
-                add_member_report(output, members, self._unmeasured)
+        stamp(
+            obj,
+            [None if member is None else member_params(member, tenant) for member in members],
+        )
+        keys = [ProgramKey(tenant, member.program_id) for member in members if member is not None]
+        with self._programs.members(keys, obj):
+            async for output in super().generate_request(obj, request):
+                add_member_report(output, members, obj.parallel_sample_num, self._unmeasured)
                 if obj.stream:
                     note_streamed(obj, output, self.incremental_streaming_output)
-            yield output
+                yield output
+
+    async def _program_fields(
+        self, obj: GenerateReqInput, request: Request | None
+    ) -> list[ProgramSpec | None]:
+        """The program fields of each prompt, from the request or else the server's default."""
+        specs: list[ProgramSpec | None] = []
+        if names_program(obj, request):
+            # Upstream's abort task of a stream reads this even after a refusal.
+            obj.is_single = not isinstance(obj.rid, list)
+            shared = self.preferred_sampling_params.get("custom_params")
+            specs = await read_program_fields(obj, request, shared)
+        if self._server_default is None or any(specs) or is_health_check_generate_req(obj):
+            return specs
+        try:
+            single_request(copy.copy(obj))
+        except RequestError:
+            return specs  # what can't be a program stays the request it is
+        return [self._server_default]
 
     def update_request_meta_info(
         self,
@@ -191,8 +157,8 @@ class DynasorTokenizerManager(TokenizerManager):
         if "summary" in payload:
             meta_info[SUMMARY] = payload["summary"]
 
-    async def generate_branch(self, obj: GenerateReqInput) -> AsyncIterator[dict[str, Any]]:
-        """One branch through upstream's own path."""
+    async def generate_node(self, obj: GenerateReqInput) -> AsyncIterator[dict[str, Any]]:
+        """One node of a program through upstream's own path."""
         self.branches_in_flight += 1
         try:
             async for output in super().generate_request(obj, None):
@@ -201,100 +167,57 @@ class DynasorTokenizerManager(TokenizerManager):
             self.branches_in_flight -= 1
 
     async def _run_program(
-        self,
-        obj: GenerateReqInput,
-        specs: list[ProgramSpec | None],
-        tenant: str,
-        request: Request | None,
-    ) -> dict[str, Any]:
-        self.auto_create_handle_loop()
-        refuse_unsupported_request(obj, specs)
-        assert specs[0] is not None
-        spec = specs[0].resolve(self.dynasor_config)
-        assert spec.program_id is not None
-        key = ProgramKey(tenant, spec.program_id)
-        if key in self._active_programs:
-            raise ValueError(f"program_id: {spec.program_id} is already running")
+        self, given: GenerateReqInput, spec: ProgramSpec, tenant: str, request: Request | None
+    ) -> Any:
         started = time.perf_counter()
-        input_ids = obj.input_ids or (await self._tokenize_texts(obj.text))[0]
-        params = obj.sampling_params or {}
-        seed = params.get("sampling_seed")
-        client = EngineBranches(
-            template=obj,
-            input_ids=list(input_ids),
-            key=key,
-            params_of=partial(branch_params, spec, tenant),
-            seed=secrets.randbits(31) if seed is None else seed,
-            generate=self.generate_branch,
-            link=_SchedulerLink(self, key, spec, len(input_ids)),
-            request=request,
-        )
-        limit_s = self.dynasor_config.pattern_time_limit_ms / 1000
-        grouping = grouping_of(spec.answer_format, self.dynasor_config, self._equality)
-        self._active_programs.add(key)
-        try:
-            run = await run_program(
-                self_consistency(spec, limit_s, grouping.key_of),
-                client,
-                None if spec.deadline_ms is None else spec.deadline_ms / 1000,
-                in_thread=grouping.slow,
-            )
-        finally:
-            self._active_programs.discard(key)
-            self._draw_handlers.pop(key, None)
+        self.auto_create_handle_loop()
+        obj = single_request(given)
+        effective = {**self.preferred_sampling_params, **(obj.sampling_params or {})}
+        program = spec.resolve(self.dynasor_config, greedy=is_greedy(effective))
+        run, nodes = await self._programs.run(program, tenant, obj, request)
         seconds = time.perf_counter() - started
-        report = build_report(spec, run, len(input_ids), seconds)
-        add_certainty(report, spec, client, run)
-        if spec.wants_certainty and self._unmeasured:
+        report = build_report(program, run, nodes.prompt_tokens, seconds)
+        add_certainty(report, program, nodes, run)
+        if program.settings.measured and self._unmeasured:
             report["inactive"] = {**report["inactive"], VALUES: self._unmeasured}
-        return program_output(client, run, report, self.config_value("weight_version"))
+        version = self.config_value("weight_version")
+        output = program_output(nodes, run, report, obj.rid or program.program_id, version)
+        return output if obj is given else [output]
 
     async def end_program(self, key: ProgramKey) -> dict[str, int]:
-        """End a program in the scheduler; returns the tokens of its live requests by rid."""
+        """End a program, whoever drives it; returns the tokens of its live requests by rid."""
         self.auto_create_handle_loop()
-        message_id = uuid.uuid4().hex
-        pending = _PendingEnd(
-            asyncio.get_running_loop().create_future(), get_parallel().num_dp_ranks, {}
-        )
-        self._pending_ends[message_id] = pending
-        try:
-            self._dispatch_end(key, message_id)
-            return await pending.answered
-        finally:
-            del self._pending_ends[message_id]
+        return await self._programs.end(key)
 
-    def _dispatch_end(self, key: ProgramKey, message_id: str) -> None:
-        self._dispatch_to_scheduler(
-            EndProgramReqInput(tenant=key.tenant, program_id=key.program_id, message_id=message_id)
-        )
+    def _create_tokenized_object(self, obj: Any, *args: Any, **kwargs: Any) -> Any:
+        tokenized = super()._create_tokenized_object(obj, *args, **kwargs)
+        check_tokenized(tokenized, self.model_config.vocab_size)
+        self._programs.place(tokenized)
+        return tokenized
 
-    def _handle_program_ended(self, answer: EndProgramReqOutput) -> None:
-        pending = self._pending_ends.get(answer.message_id)
-        if pending is None:
-            return  # an abort, which nobody waits for
-        pending.tokens.update(answer.tokens)
-        pending.ranks_missing -= 1
-        if pending.ranks_missing == 0 and not pending.answered.done():
-            pending.answered.set_result(pending.tokens)
+    async def _send_one_request(self, tokenized_obj: Any) -> None:
+        # Upstream prefills the prompt of a request with n > 1 first: no branch of a program.
+        if tokenized_obj.sampling_params.max_new_tokens == 0:
+            without_stamp(tokenized_obj.sampling_params)
+        await super()._send_one_request(tokenized_obj)
 
-    def _handle_draw(self, answer: DrawBranchesReqOutput) -> None:
-        start = self._draw_handlers.get(ProgramKey(answer.tenant, answer.program_id))
-        if start is not None:  # otherwise the program has ended meanwhile
-            start(answer.count)
+    def _mark_state_dispatched(self, rid: str) -> None:
+        super()._mark_state_dispatched(rid)
+        self._programs.sent(rid)
+
+    def update_active_ranks(self, ranks: ActiveRanksOutput) -> None:
+        super().update_active_ranks(ranks)
+        self._programs.rank_status = list(ranks.status)
 
     def abort_request(self, rid: str = "", abort_all: bool = False) -> None:
-        # A program's id is no request's id: upstream would drop the abort.
-        for key in self._active_programs:
-            if key.program_id == rid:
-                self._dispatch_end(key, message_id="")
+        """As upstream's; also ends programs, by their id or their client's request id."""
+        if abort_all:
+            self._programs.abort_all()
+        elif rid not in self.rid_to_state:
+            self._programs.abort(rid, DEFAULT_TENANT)
         super().abort_request(rid, abort_all)
 
-
-def _member_params(
-    spec: ProgramSpec | None, given: ProgramSpec | None, tenant: str
-) -> dict[str, Any] | None:
-    if spec is None or given is None or spec.program_id is None:
-        return None
-    # The server's default says nothing of how many requests this client will send.
-    expected = given.max_branches or 0
-    return branch_params(spec, tenant, 0)._replace(max_branches=expected).to_custom_params()
+    def abort_for_tenant(self, rid: str, tenant: str | None) -> None:
+        """As `abort_request`, but of programs only this tenant's end; None: of any tenant."""
+        self._programs.abort(rid, tenant)
+        super().abort_request(rid)

@@ -62,11 +62,16 @@ class Residences:
 
         A replica that is gone from `loads` keeps nobody.
         """
-        rank = self._rank.get(key)
-        if rank not in loads:
-            rank = self._rank[key] = replica_of(key, loads)
+        if self._rank.get(key) not in loads:
+            self._rank[key] = replica_of(key, loads)
         self._users[key] = self._users.get(key, 0) + 1
-        return rank
+        return self._rank[key]
+
+    def named(self, program_id: str, tenant: str | None) -> list[ProgramKey]:
+        """Programs here that have this id, of one tenant or (None) of all."""
+        if tenant is not None:
+            return [key for key in (ProgramKey(tenant, program_id),) if key in self]
+        return [key for key in self._users if key.program_id == program_id]
 
     def rank(self, key: ProgramKey) -> int:
         """The replica of a program that has entered. Raises KeyError for any other."""

@@ -41,7 +41,6 @@ class FakeEngine:
     def __init__(self, paused: bool = False, finish: dict[str, Any] | None = None) -> None:
         self.is_pause = paused
         self.unsent_nodes: dict[str, Node] = {}
-        self.pending_ends: dict[str, asyncio.Future[dict[str, int]]] = {}
         self.requests: list[GenerateReqInput] = []
         self.messages: list[Any] = []
         self.aborted: list[str] = []
@@ -79,10 +78,16 @@ class FakeEngine:
         if isinstance(message, CancelNodesReqInput):
             self._stop(message.rids)
         if isinstance(message, EndProgramReqInput):
+            self._stop(self._stops)
+
+    def ask_to_end(self, key: ProgramKey, rank: int) -> asyncio.Future[dict[str, int]]:
+        assert (key, rank) == (ProgramKey("t", "p"), 1)
+        answered = self.answered = asyncio.get_running_loop().create_future()
+        if not self.deaf:
             if not self.is_pause:
                 self._stop(self._stops)
-            if message.message_id:
-                self.pending_ends[message.message_id].set_result(dict.fromkeys(self._stops, 6))
+            answered.set_result(dict.fromkeys(self._stops, 6))
+        return answered
 
     def finish(self, index: int) -> None:
         self._stops[self.requests[index].rid].set_result({"type": "stop"})
@@ -301,7 +306,7 @@ def test_an_engine_that_never_answers_holds_nobody_beyond_the_deadline() -> None
     late, tokens, parts = run(scenario)
     assert 0 < late < 0.2
     assert (tokens, parts) == ({}, [Generated("ab", 2, "cancelled")])
-    assert not engine.pending_ends
+    assert engine.answered.cancelled()
 
 
 def test_a_node_that_is_asked_for_after_the_end_does_not_start() -> None:
@@ -416,4 +421,6 @@ def test_node_params_survive_custom_params() -> None:
     assert BranchParams.of({"own": 1, "dynasor": params.to_custom_params()}) == params
     assert BranchParams.of({"own": 1}) is None
     assert BranchParams.of(None) is None
+    for garbage in ({}, [1], "text", {"tenant": "t"}, {**params.to_custom_params(), "own": 1}):
+        assert BranchParams.of({"dynasor": garbage}) is None
     assert all(isinstance(value, str | int) for value in params.to_custom_params().values())

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 from typing import Any
 
 import pytest
 from fastapi import Request
 from sglang.srt.managers.io_struct import GenerateReqInput
+from sglang.srt.sampling.sampling_params import SamplingParams
 
+from sglang_dynasor.config import DynasorConfig
+from sglang_dynasor.errors import RequestError
+from sglang_dynasor.managers.program_messages import BranchParams
 from sglang_dynasor.managers.request_fields import (
     DEFAULT_TENANT,
+    is_greedy,
     read_program_fields,
+    single_request,
     stamp,
+    take_server_default,
     tenant_of,
     with_carrier,
+    without_stamp,
 )
-from sglang_dynasor.programs import ProgramSpec
+from sglang_dynasor.programs.spec import ProgramSpec
 
 RUN = {"algorithm": "self_consistency"}
 
@@ -89,8 +98,6 @@ def test_every_prompt_of_a_batch_has_its_own_fields() -> None:
         ({"dynasor": RUN}, {"dynasor": RUN}, "dynasor"),
         ({}, {"dynasor": [1]}, "dynasor"),
         ({}, {"dynasor": {"max_branches": 0}}, "max_branches"),
-        ({}, {"own": [[1, [2]]]}, "custom_params"),
-        ({}, {"own": {"deep": {"deeper": 1}}}, "custom_params"),
         ({}, [1], "custom_params"),
         ({}, "text", "custom_params"),
     ],
@@ -115,11 +122,135 @@ def test_only_a_posted_json_body_is_read() -> None:
         assert asyncio.run(read_program_fields(obj, request)) == [None]
 
 
+def test_a_put_request_is_read_as_a_posted_one() -> None:
+    body = json.dumps({"program_id": "p"}).encode()
+    (spec,) = asyncio.run(
+        read_program_fields(GenerateReqInput(text="1+1"), http_request(body, "PUT"))
+    )
+    assert spec is not None and spec.program_id == "p"
+
+
 def test_the_stamp_reaches_every_prompt_that_has_a_program() -> None:
     obj = offline({"own": 1}, None)
-    stamp(obj, [{"program_id": "a"}, None])
-    assert obj.sampling_params[0]["custom_params"] == {"own": 1, "dynasor": {"program_id": "a"}}
+    stamp(obj, [BranchParams("t", "a"), None])
+    stamped = {"tenant": "t", "program_id": "a"}
+    assert obj.sampling_params[0]["custom_params"] == {"own": 1, "dynasor": stamped}
     assert obj.sampling_params[1]["custom_params"] is None
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"dynasor": {"program_id": "a"}, "own": 1}, {"own": 1}),
+        ({"dynasor": {"program_id": "a"}}, None),
+        ({"own": 1}, {"own": 1}),
+        (None, None),
+    ],
+)
+def test_a_request_that_is_no_branch_loses_its_stamp(before: Any, after: Any) -> None:
+    shared = SamplingParams(custom_params=before)
+    own = copy.copy(shared)
+    without_stamp(own)
+    assert own.custom_params == after
+    assert shared.custom_params == before
+
+
+def test_custom_params_the_server_prefers_stay_beside_our_own() -> None:
+    obj = GenerateReqInput(text="1+1", sampling_params={"temperature": 1.0})
+    request = http_request(json.dumps({"program_id": "p"}).encode())
+    asyncio.run(read_program_fields(obj, request, {"own": 1}))
+    assert obj.sampling_params == {"temperature": 1.0, "custom_params": {"own": 1}}
+    plain = GenerateReqInput(text="1+1", sampling_params={"temperature": 1.0})
+    asyncio.run(read_program_fields(plain, http_request(b"{}"), {"own": 1}))
+    assert plain.sampling_params == {"temperature": 1.0}  # upstream fills it in
+
+
+def test_program_fields_the_server_prefers_are_checked_and_taken_out() -> None:
+    preferred = {"temperature": 0.5, "custom_params": {"dynasor": RUN, "own": 1}}
+    rest, spec = take_server_default(preferred, DynasorConfig())
+    assert rest == {"temperature": 0.5, "custom_params": {"own": 1}}
+    assert spec is not None and spec.runs_in_engine
+    assert take_server_default(None, DynasorConfig()) == ({}, None)
+    malformed = {"custom_params": {"dynasor": {"algorithm": "x"}}}
+    with pytest.raises(ValueError, match=r"--preferred-sampling-params.*algorithm"):
+        take_server_default(malformed, DynasorConfig())
+
+
+@pytest.mark.parametrize(
+    ("params", "greedy"),
+    [
+        ({}, False),
+        ({"temperature": 0}, True),
+        ({"temperature": 0.0}, True),
+        ({"temperature": 1e-9}, True),
+        ({"temperature": 0.1}, False),
+        ({"temperature": -1}, False),
+        ({"temperature": "0"}, False),
+        ({"temperature": 1.0, "top_k": 1}, True),
+    ],
+)
+def test_temperature_zero_is_greedy(params: dict[str, Any], greedy: bool) -> None:
+    assert is_greedy(params) == greedy
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"text": ["1+1"]},
+        {"text": ["1+1"], "sampling_params": {"top_k": 5}},
+        {"text": ["1+1"], "sampling_params": [{"top_k": 5}], "rid": ["r"]},
+        {"text": ["1+1"], "rid": "r"},
+        {"input_ids": [[5, 6]]},
+    ],
+)
+def test_a_list_of_one_prompt_is_that_prompt(fields: dict[str, Any]) -> None:
+    obj = single_request(GenerateReqInput(**fields))
+    expected = {name: value[0] for name, value in fields.items() if name in ("text", "input_ids")}
+    assert {name: getattr(obj, name) for name in expected} == expected
+    assert obj.rid == ("r" if "rid" in fields else None)
+    if "sampling_params" in fields:
+        assert obj.sampling_params == {"top_k": 5}
+
+
+def test_a_single_prompt_is_left_as_it_is() -> None:
+    for obj in (GenerateReqInput(text="1+1", rid="r"), GenerateReqInput(input_ids=[5, 6])):
+        assert single_request(obj) is obj
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"text": "1+1", "stream": True}, "stream"),
+        ({"text": ["1+1", "2+2"]}, "prompt"),
+        ({"input_ids": [[5], [6]]}, "prompt"),
+        ({"text": []}, "prompt"),
+        ({"text": ""}, "prompt"),
+        ({"input_ids": []}, "prompt"),
+        ({}, "prompt"),
+        ({"input_embeds": [[0.5]]}, "input"),
+        ({"text": "1+1", "image_data": ["x"]}, "input"),
+        ({"text": "1+1", "session_params": {"id": "s"}}, "session_params"),
+        ({"text": "1+1", "rid": ["a", "b"]}, "rid"),
+        ({"text": ["1+1"], "rid": ["a", "b"]}, "rid"),
+        ({"text": "1+1", "sampling_params": {"n": 0}}, "n"),
+        ({"text": "1+1", "sampling_params": {"n": 2}}, "n"),
+        ({"text": ["1+1"], "sampling_params": [{"n": 2}]}, "n"),
+        ({"text": "1+1", "sampling_params": {"sampling_seed": 2**63}}, "seed"),
+        ({"text": "1+1", "sampling_params": {"sampling_seed": -(2**63) - 1}}, "seed"),
+        ({"text": "1+1", "sampling_params": {"sampling_seed": "7"}}, "seed"),
+    ],
+)
+def test_what_no_program_can_take_is_refused_by_name(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValueError, match=named) as raised:
+        single_request(GenerateReqInput(**fields))
+    if isinstance(raised.value, RequestError):
+        assert (raised.value.param, raised.value.status_code) == (named, 400)
+
+
+@pytest.mark.parametrize("seed", [2**63 - 1, -(2**63), 0, None])
+def test_every_seed_that_upstream_takes_is_taken(seed: int | None) -> None:
+    params = {"sampling_seed": seed, "n": None}
+    assert single_request(GenerateReqInput(text="1+1", sampling_params=params)) is not None
 
 
 def test_with_carrier_copies() -> None:

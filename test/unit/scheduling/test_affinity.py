@@ -116,3 +116,13 @@ def test_nothing_is_kept_of_programs_that_have_left(keys: list[ProgramKey]) -> N
         residences.leave(key)
     assert not len(residences)
     assert all(key not in residences for key in keys)
+
+
+def test_programs_are_found_by_their_id_for_one_tenant_or_for_all() -> None:
+    residences = Residences()
+    keys = [ProgramKey("a", "p"), ProgramKey("b", "p"), ProgramKey("a", "q")]
+    for key in keys:
+        residences.enter(key, idle(0))
+    assert residences.named("p", "a") == keys[:1]
+    assert residences.named("p", None) == keys[:2]
+    assert residences.named("p", "c") == residences.named("x", None) == []

@@ -1,0 +1,230 @@
+"""Runs programs inside the tokenizer manager's process, and knows where each one lives."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from fastapi import Request
+from sglang.srt.managers.io_struct import AbortReq, BaseReq, GenerateReqInput
+
+from sglang_dynasor.certaindex import MathEquality
+from sglang_dynasor.config import DynasorConfig
+from sglang_dynasor.errors import RequestError
+from sglang_dynasor.managers.engine_nodes import EngineNodes, Node, ProgramRequest
+from sglang_dynasor.managers.program_messages import (
+    CARRIER,
+    BranchParams,
+    DrawReqOutput,
+    EndProgramReqInput,
+    EndProgramReqOutput,
+)
+from sglang_dynasor.managers.replicas import replica_loads
+from sglang_dynasor.managers.request_fields import as_list, node_params
+from sglang_dynasor.managers.running_programs import RunningPrograms
+from sglang_dynasor.programs.answers import Answers
+from sglang_dynasor.programs.client import ClientGone, ProgramAborted
+from sglang_dynasor.programs.grouping import grouping_of
+from sglang_dynasor.programs.nodes import ProgramRun
+from sglang_dynasor.programs.runner import run_program
+from sglang_dynasor.programs.spec import ResolvedProgram
+from sglang_dynasor.scheduling import ProgramKey
+from sglang_dynasor.scheduling.affinity import Residences
+
+
+class ProgramService:
+    """The programs of one tokenizer manager: those it runs, and those of its clients.
+
+    It is the engine of `EngineNodes`.
+    """
+
+    def __init__(self, manager: Any, config: DynasorConfig) -> None:
+        self.unsent_nodes: dict[str, Node] = {}
+        self.rank_status: list[bool] | None = None
+        self._manager = manager
+        self._config = config
+        limit_ms = config.equality_time_limit_ms
+        self._equality = MathEquality(limit_ms / 1000) if limit_ms else None
+        self._running = RunningPrograms()
+        self._residences = Residences()
+        self._pending_ends: dict[str, asyncio.Future[dict[str, int]]] = {}
+        self._aborted_unsent: set[str] = set()
+
+    async def run(
+        self,
+        program: ResolvedProgram,
+        tenant: str,
+        obj: GenerateReqInput,
+        request: Request | None,
+    ) -> tuple[ProgramRun, EngineNodes]:
+        """Run a program to its outcome; also returns its nodes.
+
+        Raises RequestError where its ids are in use or nothing could answer.
+        """
+        loop = asyncio.get_running_loop()
+        expires_at = None if program.deadline_s is None else loop.time() + program.deadline_s
+        key = ProgramKey(tenant, program.program_id)
+        watched = None if obj.background else request
+        async with self._running.run(key, obj.rid, watched) as running:
+            with self._at_home([key], obj):
+                nodes = await self._nodes(program, key, obj, expires_at)
+                running.attach(nodes)
+                try:
+                    run = await run_program(
+                        program.build(),
+                        nodes,
+                        self._answers(program),
+                        None if expires_at is None else expires_at - loop.time(),
+                    )
+                except ClientGone as error:
+                    raise RequestError(str(error)) from error
+        return run, nodes
+
+    async def _nodes(
+        self,
+        program: ResolvedProgram,
+        key: ProgramKey,
+        obj: GenerateReqInput,
+        expires_at: float | None,
+    ) -> EngineNodes:
+        input_ids = obj.input_ids or (await self._manager._tokenize_texts(obj.text))[0]
+        seed = (obj.sampling_params or {}).get("sampling_seed")
+        return EngineNodes(
+            self,
+            ProgramRequest(
+                template=obj,
+                input_ids=list(input_ids),
+                key=key,
+                kind=program.algorithm,
+                rank=self._residences.rank(key),
+                seed=secrets.randbits(31) if seed is None else seed,
+                params_of=partial(node_params, program, key.tenant),
+                encode=partial(self._manager.tokenizer.encode, add_special_tokens=False),
+                deadline_at=expires_at,
+            ),
+        )
+
+    def _answers(self, program: ResolvedProgram) -> Answers:
+        answer_format = program.settings.answer_format
+        grouping = grouping_of(answer_format.name, self._config, self._equality)
+        return Answers(answer_format, grouping, self._config.pattern_time_limit_ms / 1000)
+
+    @contextmanager
+    def members(self, keys: list[ProgramKey], obj: GenerateReqInput) -> Iterator[None]:
+        """Requests of programs that their client drives, while they are served."""
+        with self._at_home(keys, obj):
+            try:
+                yield
+            finally:
+                self._aborted_unsent.difference_update(as_list(obj.rid))
+
+    @contextmanager
+    def _at_home(self, keys: list[ProgramKey], obj: GenerateReqInput) -> Iterator[None]:
+        """Keep these programs on their replicas, or the one the request names, while this lasts."""
+        loads = replica_loads(self._manager, self.rank_status)
+        named = obj.data_parallel_rank if obj.routed_dp_rank is None else obj.routed_dp_rank
+        if named is not None:
+            if named not in loads:
+                message = f"routed_dp_rank: must be one of {', '.join(map(str, loads))}"
+                raise RequestError(message, "routed_dp_rank")
+            loads = {named: 0.0}
+        for key in keys:
+            self._residences.enter(key, loads)
+        try:
+            yield
+        finally:
+            for key in keys:
+                self._residences.leave(key)
+
+    def place(self, tokenized: Any) -> None:
+        """Send a request of a program to its replica. Raises RequestError for a forged stamp."""
+        stamped = (tokenized.sampling_params.custom_params or {}).get(CARRIER)
+        if stamped is None:
+            return
+        params = BranchParams.of(tokenized.sampling_params.custom_params)
+        if params is None or params.key not in self._residences:
+            raise RequestError(f"{CARRIER}: these are no program fields of a request", CARRIER)
+        if tokenized.routed_dp_rank is None:
+            tokenized.routed_dp_rank = self._residences.rank(params.key)
+
+    def abort_all(self) -> None:
+        """End every program the engine runs; the requests of the others are upstream's to end."""
+        self._running.abort_all()
+
+    def abort(self, name: str, tenant: str | None) -> None:
+        """End the programs of a tenant (None: of any) with this program id or request id."""
+        for program in self._running.named(name, tenant):
+            program.abort(ProgramAborted(f"program {program.key.program_id} was aborted"))
+        for key in self._residences.named(name, tenant):
+            if self._running.get(key) is None:
+                self._abort_members(key)
+
+    def _abort_members(self, key: ProgramKey) -> None:
+        """End every request of a program its client drives, those that were not sent as well."""
+        self._send_end(key, self._residences.rank(key))
+        for rid, state in self._manager.rid_to_state.items():
+            sampling_params = getattr(state.obj, "sampling_params", None) or {}
+            params = BranchParams.of(sampling_params.get("custom_params"))
+            if params is not None and params.key == key and not state.dispatched:
+                self._aborted_unsent.add(rid)
+
+    def sent(self, rid: str) -> None:
+        """The scheduler has been told of a request."""
+        node = self.unsent_nodes.pop(rid, None)
+        if node is not None:
+            node.sent = True
+        if rid in self._aborted_unsent:
+            self._aborted_unsent.discard(rid)
+            self.send(AbortReq(rid=rid))
+
+    async def end(self, key: ProgramKey) -> dict[str, int]:
+        """End a program, whoever drives it; returns the tokens of its live requests by rid."""
+        answered = self.ask_to_end(
+            key, self._residences.rank(key) if key in self._residences else 0
+        )
+        for program in self._running.named(key.program_id, key.tenant):
+            program.abort(ProgramAborted(f"program {key.program_id} was ended"))
+        return await answered
+
+    def ask_to_end(self, key: ProgramKey, rank: int) -> asyncio.Future[dict[str, int]]:
+        """Have the scheduler end a program; gives the tokens of each request it had, by rid."""
+        answered: asyncio.Future[dict[str, int]] = asyncio.get_running_loop().create_future()
+        message_id = uuid.uuid4().hex
+        self._pending_ends[message_id] = answered
+        answered.add_done_callback(lambda _: self._pending_ends.pop(message_id))
+        self._send_end(key, rank, message_id)
+        return answered
+
+    def _send_end(self, key: ProgramKey, rank: int, message_id: str = "") -> None:
+        self.send(EndProgramReqInput(**key._asdict(), routed_dp_rank=rank, message_id=message_id))
+
+    def handle_end(self, answer: EndProgramReqOutput) -> None:
+        pending = self._pending_ends.get(answer.message_id)
+        if pending is not None and not pending.done():  # nobody waits for an abort
+            pending.set_result(answer.tokens)
+
+    def handle_draw(self, answer: DrawReqOutput) -> None:
+        program = self._running.get(ProgramKey(answer.tenant, answer.program_id))
+        if program is not None:  # otherwise it has ended meanwhile
+            program.draw(answer.count)
+
+    @property
+    def is_pause(self) -> bool:
+        return bool(self._manager.is_pause)
+
+    def generate_node(self, obj: GenerateReqInput) -> AsyncIterator[dict[str, Any]]:
+        outputs: AsyncIterator[dict[str, Any]] = self._manager.generate_node(obj)
+        return outputs
+
+    def seen(self, rid: str) -> tuple[str, int]:
+        """Text and number of tokens of a request so far, as far as they have come here."""
+        state = self._manager.rid_to_state.get(rid)
+        return ("", 0) if state is None else (state.get_text(), len(state.output_ids))
+
+    def send(self, message: BaseReq) -> None:
+        self._manager._dispatch_to_scheduler(message)
