@@ -12,30 +12,15 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from sglang.srt.managers.io_struct import (
-    AbortReq,
-    GetInternalStateReq,
-    TokenizedGenerateReqInput,
-)
-from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req, ScheduleBatch
-from sglang.srt.managers.scheduler import Scheduler
+from sglang.srt.managers.schedule_batch import Req
 from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
-from sglang.srt.runtime_context import get_parallel
-from sglang.utils import TypeBasedDispatcher
 
 from sglang_dynasor.allocation import BranchRule, BranchRules
 from sglang_dynasor.certaindex import CERTAINTY_GROUP_TOKENS, CertaintyTable
 from sglang_dynasor.certaindex.certainty_table import MEASURES
-from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.kernels.token_certainty import COLUMNS
-from sglang_dynasor.managers.certainty_observer import CertaintyObserver, HostCertainty, read
-from sglang_dynasor.managers.program_messages import (
-    CERTAINTY,
-    STOP_MESSAGES,
-    BranchParams,
-    StopBranchesReqInput,
-    stop_reason_of,
-)
+from sglang_dynasor.managers.certainty_observer import HostCertainty, read
+from sglang_dynasor.managers.program_messages import CERTAINTY, stop_reason_of
 
 if TYPE_CHECKING:
     from sglang.srt.managers.auxiliary_output import CommittedTokens
@@ -107,11 +92,6 @@ class BranchCertainty:
         del self._rid_of[branch.slot]
         self._keeping_values -= branch.keeps_values
         self.stops.pop(rid, None)
-
-    def close_all(self) -> None:
-        """Forget requests that upstream dropped without telling anyone."""
-        for rid in list(self._branches):
-            self.close(rid, "aborted")
 
     def any_of(self, reqs: Iterable[Req]) -> bool:
         return bool(self._branches) and any(req.rid in self._branches for req in reqs)
@@ -204,81 +184,3 @@ class DynasorOutputStreamer(SchedulerOutputStreamer):
     def build_additional_customized_info(self, reqs: list[Req]) -> dict[str, list[Any]]:
         payloads = self.certainty.payloads(reqs)
         return {CERTAINTY: payloads} if any(payloads) else {}
-
-
-class CertaintyScheduler(Scheduler):
-    """The part of the scheduler that measures."""
-
-    dynasor_config: DynasorConfig
-    certainty: BranchCertainty
-    certainty_observer: CertaintyObserver | None
-
-    def init_model_worker(self) -> None:
-        super().init_model_worker()
-        self.certainty = BranchCertainty(self.dynasor_config.certainty_group_tokens)
-        self.certainty_observer = None
-        runner = self.tp_worker.model_runner
-        parallel = get_parallel()
-        streams = parallel.attn_tp_rank == 0 and parallel.attn_cp_rank == 0
-        if streams and runner.supports_sampling_observer():
-            self.certainty_observer = CertaintyObserver(self.certainty.consume)
-            runner.sampling_observer = self.certainty_observer
-
-    def init_output_streamer(self) -> None:
-        super().init_output_streamer()
-        self.output_streamer.certainty = self.certainty
-
-    def get_output_streamer_class(self) -> type[SchedulerOutputStreamer]:
-        return DynasorOutputStreamer
-
-    def init_request_dispatcher(self) -> None:
-        super().init_request_dispatcher()
-        self._request_dispatcher += TypeBasedDispatcher(
-            [(StopBranchesReqInput, self.stop_branches)]
-        )
-
-    def get_internal_state(self, recv_req: GetInternalStateReq) -> Any:
-        reply = super().get_internal_state(recv_req)
-        reply.internal_state["measured_requests"] = len(self.certainty)
-        return reply
-
-    def _create_generation_req(
-        self, recv_req: TokenizedGenerateReqInput, *args: Any, **kwargs: Any
-    ) -> Req:
-        req = super()._create_generation_req(recv_req, *args, **kwargs)
-        params = BranchParams.of(recv_req.sampling_params.custom_params)
-        if self.certainty_observer is not None and params is not None and params.measured:
-            self.certainty.open(req.rid, params.rule, params.token_values)
-        return req
-
-    def run_batch(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> Any:
-        if self.certainty_observer is not None:
-            # A delayed sampling step of this batch still runs before the next batch.
-            self.certainty_observer.active = self.certainty.any_of(batch.reqs)
-        return super().run_batch(batch, *args, **kwargs)
-
-    def _poll_timeout_aborts(self) -> list[Any]:
-        # Runs once per step on the rank that measures. A message may be dropped on its way, so it
-        # is repeated until the branch has ended; the second one changes nothing.
-        messages: list[Any] = super()._poll_timeout_aborts()
-        if self.certainty.stops:
-            messages.append(StopBranchesReqInput(stops=dict(self.certainty.stops)))
-        return messages
-
-    def stop_branches(self, recv_req: StopBranchesReqInput) -> None:
-        """End the named branches at their next token; runs on every rank alike."""
-        for req in [*self.waiting_queue, *self.collect_inflight_reqs()]:  # queued: retracted
-            reason = recv_req.stops.get(req.rid)
-            if reason is None or req.finished() or req.to_finish is not None:
-                continue
-            req.skip_radix_cache_insert = True
-            req.to_finish = FINISH_ABORT(STOP_MESSAGES[reason])
-
-    def send_abort_output(self, abort_req: AbortReq, req: Req) -> None:
-        super().send_abort_output(abort_req, req)
-        self.certainty.close(req.rid, "aborted")
-
-    def on_idle(self) -> None:
-        super().on_idle()
-        if self.certainty and self.is_fully_idle():
-            self.certainty.close_all()

@@ -11,16 +11,15 @@ from typing import Any
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from sglang.srt.managers.schedule_policy import SchedulePolicy
 
-from sglang_dynasor.scheduling import ProgramOrder, ProgramTable
+from sglang_dynasor.scheduling import ProgramScheduler
 
 
 class DynasorSchedulePolicy(SchedulePolicy):
-    """Orders by program while the table has programs, else as upstream does."""
+    """Orders by program while one is there, else as upstream does."""
 
-    def __init__(self, table: ProgramTable, order: ProgramOrder, *args: Any) -> None:
+    def __init__(self, programs: ProgramScheduler, *args: Any) -> None:
         super().__init__(*args)
-        self._table = table
-        self._order = order
+        self._programs = programs
 
     def calc_priority(
         self,
@@ -28,11 +27,11 @@ class DynasorSchedulePolicy(SchedulePolicy):
         running_batch: ScheduleBatch | None = None,
         processed_tokens: int = 0,
     ) -> None:
-        if self._table:
-            self._order.sort(waiting_queue)
-        else:
+        if not self._programs.order(waiting_queue):
             super().calc_priority(waiting_queue, running_batch, processed_tokens)
+        # Held siblings leave the queue for the length of this pass only: aborts see them.
+        self._programs.hold(waiting_queue)
 
     def waiting_queue_prefix_matched(self, waiting_queue: list[Req]) -> bool:
         # Ours matches none: upstream's load report must not read what an earlier pass left.
-        return not self._table and super().waiting_queue_prefix_matched(waiting_queue)
+        return not self._programs.orders and super().waiting_queue_prefix_matched(waiting_queue)

@@ -1,4 +1,4 @@
-"""The scheduler that knows programs: a thin adapter over the program table.
+"""The scheduler that knows programs: upstream's, translated to and from `ProgramScheduler`.
 
 Upstream: `sglang/srt/managers/scheduler.py`. Class replacement rebinds the imported base name in
 this module too, so upstream is only ever called through zero-argument `super()`.
@@ -6,76 +6,112 @@ this module too, so upstream is only ever called through zero-argument `super()`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from itertools import islice
 from typing import Any
 
-from sglang.srt.managers.io_struct import AbortReq, GetInternalStateReq, TokenizedGenerateReqInput
+from sglang.srt.managers.io_struct import (
+    AbortReq,
+    GetInternalStateReq,
+    PauseGenerationReqInput,
+    TokenizedGenerateReqInput,
+)
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, Req, ScheduleBatch
+from sglang.srt.managers.scheduler import Scheduler
+from sglang.srt.managers.scheduler_components.output_streamer import SchedulerOutputStreamer
 from sglang.srt.mem_cache.common import release_kv_cache
+from sglang.srt.runtime_context import get_parallel
 from sglang.utils import TypeBasedDispatcher
 
 from sglang_dynasor.config import UPSTREAM_POLICIES, DynasorConfig
 from sglang_dynasor.handshake import handshake_info
-from sglang_dynasor.managers.branch_certainty import CertaintyScheduler
+from sglang_dynasor.managers.branch_certainty import BranchCertainty, DynasorOutputStreamer
+from sglang_dynasor.managers.certainty_observer import CertaintyObserver
 from sglang_dynasor.managers.program_messages import (
-    SURPLUS_MESSAGE,
+    CANCELLED_MESSAGE,
+    STOP_MESSAGES,
     BranchParams,
-    DrawBranchesReqOutput,
+    CancelNodesReqInput,
+    DemandReqInput,
+    DrawReqOutput,
     EndProgramReqInput,
     EndProgramReqOutput,
-    ReportProgramReqInput,
+    StopBranchesReqInput,
 )
 from sglang_dynasor.managers.schedule_policy import DynasorSchedulePolicy
-from sglang_dynasor.scheduling import (
-    ProgramKey,
-    ProgramOrder,
-    ProgramTable,
-    draw,
-    surplus_running,
-)
-
-CANCELLED_MESSAGE = "program ended"
-CLIENT_CLASS = "client"  # programs whose requests the client sends
+from sglang_dynasor.scheduling import Directives, Load, ProgramKey, ProgramScheduler
 
 
-class DynasorScheduler(CertaintyScheduler):
-    """Tracks the requests of each program, orders them, and ends them together."""
+class DynasorScheduler(Scheduler):
+    """Tells `ProgramScheduler` what happens to each request and does what follows; it measures.
 
-    waiting_queue: list[Req]  # upstream's
+    It decides nothing.
+    """
+
+    # Upstream's.
+    waiting_queue: list[Req]
+    # Ours.
+    programs: ProgramScheduler
+    certainty: BranchCertainty
+    certainty_observer: CertaintyObserver | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.dynasor_config = DynasorConfig.from_environment()
-        config = self.dynasor_config
-        self.program_table = ProgramTable(config.max_offered, config.prefix_hold_tokens)
         super().__init__(*args, **kwargs)
 
-    def init_request_dispatcher(self) -> None:
-        super().init_request_dispatcher()
-        messages: list[tuple[type, Callable[[Any], None]]] = [
-            (EndProgramReqInput, self.end_program),
-            (ReportProgramReqInput, self.report_program),
-        ]
-        self._request_dispatcher += TypeBasedDispatcher(messages)
+    def init_model_worker(self) -> None:
+        super().init_model_worker()
+        self.certainty = BranchCertainty(self.dynasor_config.certainty_group_tokens)
+        self.certainty_observer = None
+        runner = self.tp_worker.model_runner
+        parallel = get_parallel()
+        streams = parallel.attn_tp_rank == 0 and parallel.attn_cp_rank == 0
+        if streams and runner.supports_sampling_observer():
+            self.certainty_observer = CertaintyObserver(self.certainty.consume)
+            runner.sampling_observer = self.certainty_observer
+
+    def init_output_streamer(self) -> None:
+        super().init_output_streamer()
+        self.output_streamer.certainty = self.certainty
+
+    def get_output_streamer_class(self) -> type[SchedulerOutputStreamer]:
+        return DynasorOutputStreamer
 
     def init_schedule_policy(self) -> None:
         policy = self.dynasor_config.policy
         if policy in UPSTREAM_POLICIES:
             self.schedule_policy = policy
-            super().init_schedule_policy()
-            return
         super().init_schedule_policy()
-        factor = self.dynasor_config.starvation_factor
+        self.programs = self._new_programs(None if policy in UPSTREAM_POLICIES else policy)
         self.policy = DynasorSchedulePolicy(
-            self.program_table,
-            ProgramOrder(self.program_table, policy, factor),
+            self.programs,
             self.schedule_policy,
             self.tree_cache,
             self.enable_hierarchical_cache,
             self.enable_priority_scheduling,
             self.schedule_low_priority_values_first,
         )
+
+    def _new_programs(self, policy: str | None) -> ProgramScheduler:
+        config = self.dynasor_config
+        return ProgramScheduler(
+            policy,
+            starvation_factor=config.starvation_factor,
+            speculative_places=int(config.speculative_share * self.max_running_requests),
+            max_offered=config.max_offered,
+            hold_tokens=config.prefix_hold_tokens,
+            page_size=self.page_size,
+        )
+
+    def init_request_dispatcher(self) -> None:
+        super().init_request_dispatcher()
+        messages: list[tuple[type, Callable[[Any], None]]] = [
+            (DemandReqInput, self.take_demand),
+            (CancelNodesReqInput, self.cancel_nodes),
+            (EndProgramReqInput, self.end_program),
+            (StopBranchesReqInput, self.stop_branches),
+        ]
+        self._request_dispatcher += TypeBasedDispatcher(messages)
 
     def get_init_info(self) -> dict[str, Any]:
         report = {**handshake_info(), "max_running_requests": self.max_running_requests}
@@ -84,191 +120,182 @@ class DynasorScheduler(CertaintyScheduler):
     def get_internal_state(self, recv_req: GetInternalStateReq) -> Any:
         # The pool figures let a caller check that an ended program left nothing behind.
         reply = super().get_internal_state(recv_req)
+        reply.internal_state["measured_requests"] = len(self.certainty)
         reply.internal_state["dynasor"] = {
-            "programs": len(self.program_table),
-            "requests": self.program_table.num_requests,
-            "offered": self.program_table.offered,
+            "programs": len(self.programs.table),
+            "requests": self.programs.table.num_requests,
+            "offered": self.programs.offered,
             "available_tokens": self.token_to_kv_pool_allocator.available_size(),
             "evictable_tokens": self.tree_cache.evictable_size(),
             "protected_tokens": self.tree_cache.protected_size(),
         }
         return reply
 
-    def _create_generation_req(
-        self, recv_req: TokenizedGenerateReqInput, *args: Any, **kwargs: Any
-    ) -> Req:
-        req = super()._create_generation_req(recv_req, *args, **kwargs)
-        params = BranchParams.of(recv_req.sampling_params.custom_params)
-        if params is not None:
-            self.program_table.add(
-                params.key,
-                req.rid,
-                branch_class=CLIENT_CLASS,
-                prompt_ids=req.origin_input_ids,
-                max_branches=params.max_branches,
-            )
-        return req
+    # The life of a request: it has arrived once upstream has put it into a queue.
+
+    def handle_generate_request(self, recv_req: TokenizedGenerateReqInput, **kwargs: Any) -> None:
+        super().handle_generate_request(recv_req, **kwargs)
+        compiling = self.grammar_manager.grammar_queue
+        if compiling and compiling[-1].rid == recv_req.rid:
+            self._note_arrival(compiling[-1])
 
     def _add_request_to_queue(self, req: Req, is_retracted: bool = False) -> None:
         super()._add_request_to_queue(req, is_retracted)
-        if not is_retracted:
-            req.arrival = self.program_table.next_arrival()
-        if self.program_table:
-            self.program_table.enqueue(req)
+        if self.waiting_queue and self.waiting_queue[-1] is req:  # else it was refused
+            self._note_arrival(req)
+            self.programs.queued(req)
+
+    def _note_arrival(self, req: Req) -> None:
+        if req in self.programs:
+            return
+        params = BranchParams.of(req.sampling_params.custom_params)
+        if params is None:
+            self.programs.arrived(req, None)
+            return
+        self.programs.arrived(req, params.key, params.expected)
+        if params.measured and self.certainty_observer is not None:
+            self.certainty.open(req.rid, params.rule, params.token_values)
 
     def get_new_batch_prefill(self, running_batch: ScheduleBatch) -> Any:
-        if not self.program_table:
-            return super().get_new_batch_prefill(running_batch)
-        # Siblings of a long prompt wait for the branch that prefills it, then hit the tree. They
-        # leave waiting_queue for the length of this call only: aborts and idle checks see them.
-        rids = self.program_table.held()
-        held = [req for req in self.waiting_queue if req.rid in rids] if rids else []
-        if held:
-            self.waiting_queue = [req for req in self.waiting_queue if req.rid not in rids]
         plan = super().get_new_batch_prefill(running_batch)
-        self.waiting_queue.extend(held)
+        self.programs.release(self.waiting_queue)
         if plan.batch_to_run is not None:
-            for req in plan.batch_to_run.reqs:
-                self.program_table.admit(req.rid)
-        if self.waiting_queue:
-            self._make_room()
-        else:
-            self._draw_offers(plan)
+            self.programs.admitted(plan.batch_to_run.reqs)
+        if self.programs:
+            self._follow(self.programs.after_pass(self._load_of(plan)))
         return plan
 
-    def _make_room(self) -> None:
-        """Cancel running branches that are not needed while needed requests wait."""
-        table = self.program_table
-        if not table.with_surplus():
-            return
-        running = [req for req in self.collect_inflight_reqs() if not req.finished()]
-        needed = (req for req in self.waiting_queue if not table.is_late(req.rid))
-        wait = sum(1 for _ in islice(needed, len(running)))  # not the whole of a long queue
-        wait -= sum(req.to_finish is not None for req in running)  # these make room in a moment
-        rids = set(surplus_running(table, wait))
-        for req in running:
-            if req.rid in rids:
-                req.skip_radix_cache_insert = True
-                req.to_finish = FINISH_ABORT(SURPLUS_MESSAGE)
-                table.give_up(req.rid)
-
-    def _draw_offers(self, plan: Any) -> None:
-        """Ask for offered branches while nothing waits and there is room for more."""
-        if not self.program_table.offering():
-            return
-        running = plan.running_batch.batch_size()
-        if plan.batch_to_run is not None:
-            running += plan.batch_to_run.batch_size()
-        batch = int(self.dynasor_config.speculative_share * self.max_running_requests)
-        for key, count in draw(self.program_table, batch - running):
-            answer = DrawBranchesReqOutput(
-                tenant=key.tenant, program_id=key.program_id, count=count
-            )
-            self.send_control_output(answer, answer)
+    def run_batch(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> Any:
+        if self.certainty_observer is not None:
+            # A delayed sampling step of this batch still runs before the next batch.
+            self.certainty_observer.active = self.certainty.any_of(batch.reqs)
+        return super().run_batch(batch, *args, **kwargs)
 
     def process_batch_result(self, batch: ScheduleBatch, result: Any) -> None:
         super().process_batch_result(batch, result)
         is_extend = batch.forward_mode.is_extend()
-        self.program_table.advance(batch.extend_num_tokens if is_extend else len(batch.reqs))
-        if self.program_table:
-            self._follow_branches(batch.reqs, is_extend)
-
-    def on_idle(self) -> None:
-        super().on_idle()
-        # Requests upstream refused without telling anyone: none is alive in an idle engine.
-        if self.program_table and self.is_fully_idle():
-            for rid in self.program_table.all_rids():
-                self.program_table.retire(rid, 0)
-            self._answer_ended_programs()
-
-    def _follow_branches(self, reqs: list[Req], is_extend: bool) -> None:
-        for req in reqs:
+        self.programs.advance(batch.extend_num_tokens if is_extend else len(batch.reqs))
+        for req in batch.reqs:
             if req.finished():
-                self._follow_finished(req)
+                completed = not isinstance(req.finished_reason, FINISH_ABORT)
+                self.programs.finished(req, completed)
             elif is_extend and req.output_ids:
-                self.program_table.cache_prompt(req.rid)
+                self.programs.prefilled(req)
         self._answer_ended_programs()
 
-    def _follow_finished(self, req: Req) -> None:
-        if req.rid in self.program_table:
-            completed = not isinstance(req.finished_reason, FINISH_ABORT)
-            self.program_table.retire(req.rid, len(req.output_ids), completed)
-        else:
-            self.program_table.learn_plain(len(req.origin_input_ids), len(req.output_ids))
-
     def send_abort_output(self, abort_req: AbortReq, req: Req) -> None:
-        # Upstream reports here every request that leaves outside the output stream.
+        # Upstream reports here every request that leaves a queue outside the output stream.
         super().send_abort_output(abort_req, req)
-        if self.program_table:
-            self.program_table.retire(req.rid, len(req.output_ids))
-            self._answer_ended_programs()
+        self.programs.gone(req)
+        self.certainty.close(req.rid, "aborted")
+        self._answer_ended_programs()
 
     def abort_request(self, recv_req: AbortReq) -> None:
         if recv_req.abort_all:
-            self.program_table.withdraw_offers()
+            self.programs.withdraw_offers()
         super().abort_request(recv_req)
 
-    def report_program(self, recv_req: ReportProgramReqInput) -> None:
-        """Take what a program needs now; its first report announces it."""
-        table = self.program_table
-        key = ProgramKey(recv_req.tenant, recv_req.program_id)
-        table.open(key, recv_req.branch_class, recv_req.prompt_tokens, recv_req.max_branches)
-        table.report(
-            key,
-            certaindex=recv_req.certaindex,
-            needed=recv_req.needed,
-            worth=recv_req.worth,
-            values=recv_req.values,
+    def pause_generation(self, recv_req: PauseGenerationReqInput) -> None:
+        super().pause_generation(recv_req)
+        self.programs.paused()
+        self._answer_ended_programs()
+
+    # The messages of programs.
+
+    def take_demand(self, recv_req: DemandReqInput) -> None:
+        """Take what a program needs now."""
+        self.programs.demand(
+            ProgramKey(recv_req.tenant, recv_req.program_id),
+            recv_req.demand,
+            kind=recv_req.kind,
+            prompt_tokens=recv_req.prompt_tokens,
             draws_seen=recv_req.draws_seen,
         )
 
-    def end_program(self, recv_req: EndProgramReqInput) -> None:
-        """End every request of a program; the answer follows when the last one has drained.
-
-        Queued requests go at once. Running ones commit at most the tokens already launched, their
-        KV does not enter the tree: what is private to them is free immediately.
-        """
+    def cancel_nodes(self, recv_req: CancelNodesReqInput) -> None:
+        """End some requests of a program."""
         key = ProgramKey(recv_req.tenant, recv_req.program_id)
-        rids = self.program_table.rids(key)
-        live = {req.rid: req for req in self._live_reqs() if req.rid in rids}
-        self.program_table.end(
-            key, recv_req.message_id, {rid: len(req.output_ids) for rid, req in live.items()}
-        )
-        for req in [req for req in self.waiting_queue if req.rid in rids]:
-            self.waiting_queue.remove(req)
+        self._cancel(self.programs.cancel(key, recv_req.rids))
+
+    def end_program(self, recv_req: EndProgramReqInput) -> None:
+        """End every request of a program; the answer follows when the last one has drained."""
+        key = ProgramKey(recv_req.tenant, recv_req.program_id)
+        self._cancel(self.programs.end(key, recv_req.message_id, self._engine_paused))
+        self._answer_ended_programs()
+
+    def _poll_timeout_aborts(self) -> list[Any]:
+        # Runs once per step on the rank that measures. A message may be dropped on its way, so it
+        # is repeated until the branch has ended; the second one changes nothing.
+        messages: list[Any] = super()._poll_timeout_aborts()
+        if self.certainty.stops:
+            messages.append(StopBranchesReqInput(stops=dict(self.certainty.stops)))
+        return messages
+
+    def stop_branches(self, recv_req: StopBranchesReqInput) -> None:
+        """End the named branches at their next token; runs on every rank alike."""
+        for req in [*self.waiting_queue, *self.collect_inflight_reqs()]:  # queued: retracted
+            reason = recv_req.stops.get(req.rid)
+            if reason is not None and not req.finished() and req.to_finish is None:
+                _end_at_next_token(req, STOP_MESSAGES[reason])
+
+    # What follows.
+
+    def _load_of(self, plan: Any) -> Load:
+        batch = plan.running_batch
+        running = batch.batch_size()
+        if plan.batch_to_run is not None:
+            running += plan.batch_to_run.batch_size()
+        kv = self.token_to_kv_pool_allocator.available_size() + self.tree_cache.evictable_size()
+        return Load(running, len(self.waiting_queue), batch.batch_is_full, kv)
+
+    def _follow(self, directives: Directives) -> None:
+        self._cancel(directives.cancel)
+        for key, count in directives.draws:
+            answer = DrawReqOutput(tenant=key.tenant, program_id=key.program_id, count=count)
+            self.send_control_output(answer, answer)
+
+    def _cancel(self, reqs: Sequence[Req]) -> None:
+        """End requests: queued ones at once, running ones commit what is launched already.
+
+        Their KV does not enter the tree: what is private to them is free with them.
+        """
+        if not reqs:
+            return
+        for req in self._taken_from_queues(set(reqs)):
             self._release_aborted_request(req)
             if req.kv.holds_mamba:
                 release_kv_cache(req, self.tree_cache, checkpoint=False)
-            self.send_abort_output(
-                AbortReq(
-                    rid=req.rid, finished_reason={"type": "abort", "message": CANCELLED_MESSAGE}
-                ),
-                req,
-            )
-        for req in self.grammar_manager.grammar_queue:
-            if req.rid in rids:
-                if isinstance(req.grammar, Future):
-                    req.grammar.cancel()
-                req.skip_radix_cache_insert = True
-                req.set_finish_with_abort(CANCELLED_MESSAGE)
-        for req in self._live_reqs():
-            if req.rid in rids and not req.finished():
-                req.skip_radix_cache_insert = True
-                req.to_finish = FINISH_ABORT(CANCELLED_MESSAGE)
-        if self.chunked_req is not None and self.chunked_req.rid in rids:
-            self._pending_chunked_abort_req = self.chunked_req
-        self._answer_ended_programs()
+            reason = {"type": "abort", "message": CANCELLED_MESSAGE}
+            self.send_abort_output(AbortReq(rid=req.rid, finished_reason=reason), req)
+        for req in reqs:
+            if req in self.programs and not req.finished():
+                _end_at_next_token(req, CANCELLED_MESSAGE)
+                if req is self.chunked_req:
+                    req.discard_output_reason = req.to_finish  # what its client is told
+                    self._pending_chunked_abort_req = req
 
-    def _live_reqs(self) -> list[Req]:
-        """Queued, prefilling and decoding requests."""
-        chunked = [self.chunked_req] if self.chunked_req is not None else []
-        return list(dict.fromkeys([*self.waiting_queue, *self.collect_inflight_reqs(), *chunked]))
+    def _taken_from_queues(self, reqs: set[Req]) -> list[Req]:
+        """Take these requests out of upstream's queues of a place and of a grammar."""
+        grammars = self.grammar_manager
+        taken = [req for req in (*self.waiting_queue, *grammars.grammar_queue) if req in reqs]
+        if taken:
+            self.waiting_queue = [req for req in self.waiting_queue if req not in reqs]
+            grammars.grammar_queue = [req for req in grammars.grammar_queue if req not in reqs]
+        for req in taken:
+            if isinstance(req.grammar, Future):
+                req.grammar.cancel()
+        return taken
 
     def _answer_ended_programs(self) -> None:
-        for ended in self.program_table.pop_ended():
+        for ended in self.programs.answers():
             answer = EndProgramReqOutput(
                 message_id=ended.message_id,
                 tokens=ended.tokens,
                 tokens_at_end=ended.tokens_at_end,
             )
             self.send_control_output(answer, answer)
+
+
+def _end_at_next_token(req: Req, message: str) -> None:
+    req.skip_radix_cache_insert = True
+    req.to_finish = FINISH_ABORT(message)

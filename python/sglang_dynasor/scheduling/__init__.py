@@ -1,25 +1,18 @@
 """Order and bookkeeping of programs: pure, the same in the engine and in the simulator."""
 
 from sglang_dynasor.scheduling.cost import TokenPrior
-from sglang_dynasor.scheduling.offers import draw, surplus_running
-from sglang_dynasor.scheduling.order import POLICY_KEYS, ProgramOrder
-from sglang_dynasor.scheduling.program_entry import (
-    EndedProgram,
-    ProgramEntry,
-    ProgramKey,
-    WaitingRequest,
-)
-from sglang_dynasor.scheduling.program_table import ProgramTable
+from sglang_dynasor.scheduling.order import POLICY_KEYS
+from sglang_dynasor.scheduling.program_entry import EndedProgram, ProgramKey, Request
+from sglang_dynasor.scheduling.program_scheduler import Directives, ProgramScheduler
+from sglang_dynasor.scheduling.room import Load
 
 __all__ = [
     "POLICY_KEYS",
+    "Directives",
     "EndedProgram",
-    "ProgramEntry",
+    "Load",
     "ProgramKey",
-    "ProgramOrder",
-    "ProgramTable",
+    "ProgramScheduler",
+    "Request",
     "TokenPrior",
-    "WaitingRequest",
-    "draw",
-    "surplus_running",
 ]

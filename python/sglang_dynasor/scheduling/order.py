@@ -1,4 +1,4 @@
-"""The order of the waiting queue: programs are ranked, their requests follow (DESIGN section 7).
+"""The order of the waiting queue: programs are ranked, their requests follow (DESIGN section 8).
 
 Escalated programs come first, in the order in which their patience ended; then the policy's own:
 
@@ -13,12 +13,12 @@ is counted in tokens of engine progress, so every tensor-parallel rank comes to 
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from operator import attrgetter
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
-from sglang_dynasor.scheduling.program_entry import ProgramEntry
+from sglang_dynasor.scheduling.program_entry import ProgramEntry, Request
 from sglang_dynasor.scheduling.program_table import ProgramTable
 
 PolicyKey: TypeAlias = Callable[[ProgramTable, ProgramEntry], tuple[float, ...]]
@@ -36,14 +36,14 @@ def _gang_sjf(table: ProgramTable, entry: ProgramEntry) -> tuple[float, ...]:
 
 
 def _value(table: ProgramTable, entry: ProgramEntry) -> tuple[float, ...]:
-    return (table.remaining_tokens(entry) / max(entry.worth, _LEAST_WORTH),)
+    return (table.remaining_tokens(entry) / max(entry.demand.worth, _LEAST_WORTH),)
 
 
 POLICY_KEYS: dict[str, PolicyKey] = {"gang": _gang, "gang-sjf": _gang_sjf, "value": _value}
 
 
 class ProgramOrder:
-    """Keeps the waiting programs of a table ranked; only programs that changed are keyed again.
+    """Keeps programs with waiting requests ranked; only those that changed are keyed again.
 
     A program is escalated once the engine has computed `starvation_factor` tokens for each token of
     the program's own expected work since its wait began. It stays so until nothing of it waits.
@@ -53,72 +53,87 @@ class ProgramOrder:
         self._table = table
         self._policy_key = POLICY_KEYS[policy]
         self._factor = starvation_factor
-        self._ranked: list[ProgramEntry] = []  # those that wait, as of the last pass
-        self._patience: list[tuple[float, int, ProgramEntry]] = []  # heap of (escalate_at, push, _)
-        self._pushes = 0
+        self._ranked: dict[int, ProgramEntry] = {}  # those that wait, by arrival, ranked last time
+        self._changed: dict[int, ProgramEntry] = {}  # of these, the ones to key anew
+        self._next_escalation = math.inf  # no entry is due before this progress
+        self.follows_all = False  # whether every request that waits has been told of
 
-    def sort(self, queue: list[Any]) -> None:
-        """Sort `queue` of `WaitingRequest` in place; no work at all where nothing has changed.
+    def update(self, entry: ProgramEntry) -> None:
+        """The place of `entry` may be another than before; one that waits for nothing has none."""
+        if entry.waiting:
+            self._ranked[entry.arrival] = self._changed[entry.arrival] = entry
+        else:
+            self._ranked.pop(entry.arrival, None)
+            self._changed.pop(entry.arrival, None)
 
-        It does not look into requests that the table knows: long queues do not fit into caches.
+    def follow(self, entries: Iterable[ProgramEntry]) -> None:
+        """Take up everything that waits; what comes later is told by `update`."""
+        for entry in entries:
+            self.update(entry)
+        self.follows_all = True
+
+    def clear(self) -> None:
+        """Follow nothing any more; patience starts anew with the next program."""
+        for entry in self._ranked.values():
+            entry.escalate_at, entry.escalated = None, False
+        self._ranked.clear()
+        self._changed.clear()
+        self._next_escalation = math.inf
+        self.follows_all = False
+
+    def sort(self, queue: list[Request]) -> None:
+        """Sort `queue` in place; no work at all where nothing has changed.
+
+        Requests that are not followed, or follow nothing, come last in the order they had.
         """
         self._escalate()
-        for _ in range(2):
-            if not self._table.changed:
-                return
-            present = set(map(id, queue))
-            known = [req for req in self._in_order() if id(req) in present]
-            if len(known) == len(queue):
-                queue[:] = known
-                return
-            present.difference_update(map(id, known))
-            rest = [req for req in queue if id(req) in present]
-            queue[:] = known + rest
-            for req in rest:  # they came while no program was there
-                self._table.enqueue(req)
+        if not self._changed:
+            return
+        present = set(queue)
+        ordered = [req for req in self._in_order() if req in present]
+        if len(ordered) < len(queue):
+            present.difference_update(ordered)
+            ordered += [req for req in queue if req in present]
+        queue[:] = ordered
 
-    def _in_order(self) -> list[Any]:
+    def _in_order(self) -> list[Request]:
         """Every request that waits, those beyond the needed ones last."""
-        self._rank()
-        requests: list[Any] = []
-        late: list[Any] = []
-        for entry in self._ranked:
+        for entry in self._changed.values():
+            self._key(entry)
+        self._changed.clear()
+        ranked = sorted(self._ranked.values(), key=attrgetter("order_key"))
+        self._ranked = {entry.arrival: entry for entry in ranked}
+        requests: list[Request] = []
+        late: list[Request] = []
+        for entry in ranked:
             if entry.late:
-                for rid, req in entry.waiting.items():
-                    (late if rid in entry.late else requests).append(req)
+                for req in entry.waiting:
+                    (late if req in entry.late else requests).append(req)
             else:
-                requests += entry.waiting.values()
+                requests += entry.waiting
         return requests + late
-
-    def _rank(self) -> None:
-        """Key the programs that changed; the others are in order already."""
-        changed = self._table.changed
-        ranked = [entry for entry in self._ranked if entry.arrival not in changed]
-        for entry in changed.values():
-            if entry.waiting:
-                self._key(entry)
-                ranked.append(entry)
-        ranked.sort(key=attrgetter("order_key"))
-        self._ranked = ranked
-        changed.clear()
 
     def _key(self, entry: ProgramEntry) -> None:
         if entry.escalate_at is None:
             assert entry.waiting_since is not None
             need = max(1.0, self._table.remaining_tokens(entry))
             entry.escalate_at = entry.waiting_since + self._factor * need
-            self._pushes += 1
-            heapq.heappush(self._patience, (entry.escalate_at, self._pushes, entry))
+            self._next_escalation = min(self._next_escalation, entry.escalate_at)
         if entry.escalated:
             entry.order_key = (_ESCALATED, entry.escalate_at, entry.arrival)
         else:
             entry.order_key = (_ORDINARY, *self._policy_key(self._table, entry), entry.arrival)
-        entry.late = frozenset(rid for rid in entry.surplus() if rid in entry.waiting)
+        entry.late = frozenset(req for req in entry.surplus() if req in entry.waiting)
 
     def _escalate(self) -> None:
-        while self._patience and self._patience[0][0] <= self._table.progress:
-            escalate_at, _, entry = heapq.heappop(self._patience)
-            # A program that was served meanwhile waits by another entry of the heap.
-            if entry.waiting and entry.escalate_at == escalate_at:
+        if self._table.progress < self._next_escalation:
+            return
+        self._next_escalation = math.inf
+        for entry in self._ranked.values():
+            if entry.escalated or entry.escalate_at is None:
+                continue
+            if entry.escalate_at <= self._table.progress:
                 entry.escalated = True
-                self._table.changed[entry.arrival] = entry
+                self._changed[entry.arrival] = entry
+            else:
+                self._next_escalation = min(self._next_escalation, entry.escalate_at)

@@ -1,4 +1,4 @@
-"""What the table and the order keep of one program."""
+"""What is kept of one program while it is there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-PLAIN = "plain"  # the class of requests without a program
+from sglang_dynasor.allocation.demand import Demand
+
+PLAIN = "plain"  # the kind of requests without a program
+CLIENT = "client"  # the kind of programs whose requests the client sends
+NO_DEMAND = Demand()
 
 
 class ProgramKey(NamedTuple):
@@ -14,83 +18,97 @@ class ProgramKey(NamedTuple):
     program_id: str
 
 
-class WaitingRequest(Protocol):
-    """What is read of a request in the queue: upstream's Req, and the number of its arrival."""
+class Request(Protocol):
+    """What is read of a request, upstream's Req.
 
-    rid: str
-    origin_input_ids: Sequence[int]
-    arrival: int  # of `ProgramTable.next_arrival`
+    Requests are told apart by identity: a client may use an id again while an old row drains.
+    """
+
+    @property
+    def rid(self) -> str: ...
+    @property
+    def origin_input_ids(self) -> Sequence[int]: ...
+    @property
+    def output_ids(self) -> Sequence[int]: ...
+
+
+@dataclass(slots=True, eq=False)
+class EndedProgram:
+    """A program being ended: requests that still drain, and the tokens of those that are gone."""
+
+    key: ProgramKey
+    message_id: str
+    draining: set[Request]
+    tokens_at_end: dict[str, int]
+    tokens: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
 class ProgramEntry:
     """One program in the engine, or one plain request, which is ordered as a program of its own.
 
-    `max_branches` is its knob, `needed` how many branches must be in flight now (None: all it
-    sends), `worth` what they are expected to add to P(the vote is right) next to the first
-    branches of a program (1), `values` what each offered branch beyond them would add, falling.
+    `offers` holds what each offered node would add, falling; `expected` is how many requests a
+    client said it will send, 0 where it did not.
     """
 
-    key: ProgramKey
+    key: ProgramKey | None  # None: a plain request
     arrival: int
     prompt_tokens: int = 0
-    branch_class: str = PLAIN
-    prompt_head: tuple[int, ...] = ()  # how the first request's prompt begins, if it is long
-    alike: set[str] = field(default_factory=set)  # requests whose prompt begins like that
-    opened: bool = False  # the engine runs it: it stays until it is ended
-    rids: dict[str, None] = field(default_factory=dict)  # in order of arrival
-    waiting: dict[str, WaitingRequest] = field(default_factory=dict)  # by rid, first come first
-    running: dict[str, int] = field(default_factory=dict)  # rid -> progress step of admission
+    kind: str = PLAIN
+    open: bool = False  # the engine runs it: it stays, without requests too, until it is ended
+    ended: bool = False
+    requests: dict[Request, None] = field(default_factory=dict)  # in order of arrival
+    waiting: dict[Request, int] = field(default_factory=dict)  # to its turn, first come first
+    running: dict[Request, int] = field(default_factory=dict)  # to the step of its admission
+    leaving: set[Request] = field(default_factory=set)  # cancelled, but not gone yet
     finished: int = 0
     finished_tokens: int = 0
-    served_tokens: int = 0  # all its branches generated
-    certaindex: float = 0.0
-    max_branches: int = 0
-    needed: int | None = None
-    worth: float = 1.0
-    values: Sequence[float] = ()
-    drawn: int = 0  # offered branches asked for, in all
-    draws_seen: int = 0  # of these, the ones its last report knew of
+    expected: int = 0
+    demand: Demand = NO_DEMAND
+    offers: Sequence[float] = ()
+    drawn: int = 0  # offered nodes asked for, in all
+    draws_seen: int = 0  # of these, the ones its last demand knew of
+    ends: list[EndedProgram] = field(default_factory=list)
+    # Of the order.
     waiting_since: int | None = None  # progress, tokens
     escalate_at: float | None = None  # set once for each wait
     escalated: bool = False
     order_key: tuple[float, ...] = ()
-    late: frozenset[str] = frozenset()  # waiting requests beyond the needed ones
-    prompt_cached: bool = False  # a branch has been prefilled, so siblings can share its prompt
-
-    @property
-    def in_flight(self) -> int:
-        return len(self.rids)
+    late: frozenset[Request] = frozenset()  # those that wait beyond the needed ones
+    # Of the holds.
+    prompt_head: tuple[int, ...] = ()  # how its prompts begin, if they are long
+    alike: set[Request] = field(default_factory=set)  # requests whose prompt begins like that
+    prompt_cached: bool = False  # one of them has been prefilled, so the others share its prompt
 
     @property
     def underway(self) -> int:
-        """Branches drawn that its last report did not know of.
-
-        A report counts the draws of all data-parallel replicas, this table only its own.
-        """
+        """Nodes drawn that its last demand did not know of."""
         return max(0, self.drawn - self.draws_seen)
 
     @property
     def started(self) -> bool:
         """Whether it has been served: the gang whose requests go first."""
-        return bool(self.running) or (self.opened and self.finished > 0)
+        return bool(self.running) or (self.open and self.finished > 0)
+
+    @property
+    def has_surplus(self) -> bool:
+        """Whether more requests stay in flight than it needs."""
+        staying = len(self.requests) - len(self.leaving)
+        return self.demand.needed is not None and staying > self.demand.needed
+
+    def surplus(self) -> list[Request]:
+        """Requests beyond the needed ones, youngest first: the first to be given up."""
+        if not self.has_surplus:
+            return []
+        staying = [req for req in self.requests if req not in self.leaving]
+        return staying[self.demand.needed :][::-1]
+
+    @property
+    def further(self) -> float:
+        """Requests it is expected to send beyond those in flight."""
+        if self.open:
+            return self.demand.work
+        return max(0, self.expected - self.finished - len(self.requests))
 
     def end_wait(self) -> None:
         self.waiting_since, self.escalate_at, self.escalated = None, None, False
-
-    def surplus(self) -> list[str]:
-        """Requests beyond the needed ones, youngest first: the first to be given up."""
-        if self.needed is None:
-            return []
-        return list(reversed(list(self.rids)[self.needed :]))
-
-
-@dataclass(slots=True)
-class EndedProgram:
-    """A program being ended: branches that still drain, and the counts of those that are gone."""
-
-    key: ProgramKey
-    message_id: str
-    draining: set[str]
-    tokens_at_end: dict[str, int]
-    tokens: dict[str, int] = field(default_factory=dict)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,17 +14,12 @@ from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH
 from sglang_dynasor.allocation import BranchRule
 from sglang_dynasor.certaindex import CERTAINTY_GROUP_TOKENS
 from sglang_dynasor.kernels.token_certainty import COLUMNS
-from sglang_dynasor.managers.branch_certainty import (
-    BranchCertainty,
-    CertaintyScheduler,
-    DynasorOutputStreamer,
-)
+from sglang_dynasor.managers.branch_certainty import BranchCertainty, DynasorOutputStreamer
 from sglang_dynasor.managers.certainty_observer import HostCertainty
 from sglang_dynasor.managers.program_messages import (
     CERTAINTY,
     STOP_MESSAGES,
     BranchParams,
-    StopBranchesReqInput,
     stop_reason_of,
 )
 
@@ -196,66 +190,6 @@ def test_pruned_branches_are_named_and_their_siblings_go_on() -> None:
     assert certainty.stops == {"p::1": "pruned"}
 
 
-def test_what_upstream_dropped_without_a_word_is_forgotten() -> None:
-    certainty = BranchCertainty()
-    for index in range(200):
-        certainty.open(f"p::{index}", None, keeps_values=True)
-    certainty.close("unknown", "aborted")
-    certainty.close_all()
-    assert len(certainty) == 0
-    assert certainty._keeping_values == 0
-
-
-@pytest.fixture
-def scheduler(monkeypatch: pytest.MonkeyPatch) -> CertaintyScheduler:
-    """Without an engine: upstream's part does nothing, and has something to say of its own."""
-    upstream = CertaintyScheduler.__mro__[1]
-    monkeypatch.setattr(upstream, "_poll_timeout_aborts", lambda self: ["upstream's"])
-    monkeypatch.setattr(upstream, "send_abort_output", lambda self, abort_req, req: None)
-    monkeypatch.setattr(upstream, "collect_inflight_reqs", lambda self: self.running)
-    monkeypatch.setattr(upstream, "run_batch", lambda self, batch: self.certainty_observer.active)
-    scheduler = object.__new__(CertaintyScheduler)
-    scheduler.certainty = BranchCertainty()
-    scheduler.certainty_observer = SimpleNamespace(active=False)  # type: ignore[assignment]
-    scheduler.waiting_queue = []
-    scheduler.running = []
-    return scheduler
-
-
-def test_stops_travel_with_the_next_requests_and_are_applied_once(
-    scheduler: CertaintyScheduler,
-) -> None:
-    reqs = [FakeReq("a"), FakeReq("b"), FakeReq("c"), FakeReq("d")]
-    reqs[1].finished_reason = FINISH_LENGTH(1)
-    reqs[2].to_finish = FINISH_ABORT("client gone")
-    scheduler.waiting_queue, scheduler.running = reqs[:1], reqs[1:]
-    assert scheduler._poll_timeout_aborts() == ["upstream's"]
-    scheduler.certainty.stops = {"a": "pruned", "b": "loop", "c": "certain", "gone": "loop"}
-    for _ in range(2):
-        _, message = scheduler._poll_timeout_aborts()
-        assert isinstance(message, StopBranchesReqInput)
-        scheduler.stop_branches(message)
-    ended = reqs[0].to_finish.to_json()
-    assert (ended["type"], ended["status_code"]) == ("abort", None)
-    assert stop_reason_of(ended) == "pruned"
-    assert reqs[0].skip_radix_cache_insert
-    assert reqs[1].to_finish is None
-    assert reqs[2].to_finish.message == "client gone"
-    assert reqs[3].to_finish is None
-
-
-def test_the_observer_is_switched_for_every_batch(scheduler: CertaintyScheduler) -> None:
-    scheduler.certainty.open("p::0", None, keeps_values=False)
-    batches = [SimpleNamespace(reqs=[FakeReq(rid)]) for rid in ("p::0", "plain", "p::0")]
-    assert [scheduler.run_batch(batch) for batch in batches] == [True, False, True]  # type: ignore[arg-type]
-
-
-def test_an_aborted_request_is_forgotten(scheduler: CertaintyScheduler) -> None:
-    scheduler.certainty.open("p::0", None, keeps_values=False)
-    scheduler.send_abort_output(None, FakeReq("p::0"))  # type: ignore[arg-type]
-    assert len(scheduler.certainty) == 0
-
-
 def test_nothing_is_sent_along_when_no_emitted_request_has_something_to_tell() -> None:
     streamer = object.__new__(DynasorOutputStreamer)
     streamer.certainty = BranchCertainty()
@@ -299,7 +233,7 @@ def test_a_rule_survives_the_way_to_the_scheduler(rule: BranchRule | None) -> No
     [
         ({"type": "stop", "matched": 2}, "completed"),
         ({"type": "length"}, "length"),
-        ({"type": "abort", "message": "branch not needed now"}, "cancelled"),
+        ({"type": "abort", "message": "cancelled by its program"}, "cancelled"),
         ({"type": "abort", "message": "branch pruned"}, "pruned"),
         ({"type": "abort", "message": "branch loop"}, "loop"),
         ({"type": "abort", "message": "branch certain"}, "certain"),

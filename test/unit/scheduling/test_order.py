@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sglang_dynasor.scheduling import POLICY_KEYS, ProgramKey, ProgramOrder, ProgramTable
+from sglang_dynasor.allocation.demand import Demand
+from sglang_dynasor.scheduling import POLICY_KEYS, ProgramKey, ProgramScheduler
 from support.slot_engine import FakeRequest, SlotEngine
 
 POLICIES = sorted(POLICY_KEYS)
 
 
-def interleaved(engine: SlotEngine) -> tuple[list[str], list[str]]:
+def interleaved(engine: SlotEngine) -> tuple[list[FakeRequest], list[FakeRequest]]:
     """The paper's two programs of two requests, 4 and 5 ms, sent in turn."""
     (a,), (b,), (c,), (d,) = (engine.send(*args) for args in [("p", [4]), ("q", [5])] * 2)
     engine.drain()
@@ -32,12 +33,6 @@ def test_the_papers_example_takes_six_and_a_half_instead_of_nine() -> None:
         assert mean_end(SlotEngine(2, policy)) == 6.5
 
 
-def order_of(engine: SlotEngine) -> list[str]:
-    assert engine.order
-    engine.order.sort(engine.queue)
-    return [request.rid.split("::")[0] for request in engine.queue]
-
-
 def test_gang_takes_programs_that_run_first_and_then_by_arrival() -> None:
     engine = SlotEngine(1, "gang")
     engine.send("a", [9])
@@ -46,7 +41,7 @@ def test_gang_takes_programs_that_run_first_and_then_by_arrival() -> None:
     engine.step()
     engine.send("b", [9])
     engine.send("a", [9])
-    assert order_of(engine) == ["a", "b", "b", "c"]
+    assert engine.order() == ["a", "b", "b", "c"]
 
 
 def test_shortest_first_goes_by_the_work_a_program_has_left() -> None:
@@ -56,8 +51,8 @@ def test_shortest_first_goes_by_the_work_a_program_has_left() -> None:
     engine.send("three", [9, 9, 9])
     engine.send("one", [9])
     engine.send("two", [9, 9])
-    engine.send("expects_four", [9], max_branches=4)
-    assert order_of(engine) == ["one", "two", "two", "three", "three", "three", "expects_four"]
+    engine.send("expects_four", [9], expected=4)
+    assert engine.order() == ["one", "two", "two", "three", "three", "three", "expects_four"]
 
 
 def test_a_program_of_short_branches_goes_before_one_of_long_branches() -> None:
@@ -69,41 +64,41 @@ def test_a_program_of_short_branches_goes_before_one_of_long_branches() -> None:
     engine.step()
     engine.send("long", [60])
     engine.send("short", [3])
-    assert order_of(engine) == ["short", "long"]
+    assert engine.order() == ["short", "long"]
 
 
-def test_a_nearly_certain_program_is_nearly_done() -> None:
-    table = ProgramTable()
-    for name, certaindex in (("open", 0.2), ("certain", 0.95)):
-        key = ProgramKey("", name)
-        table.open(key, "self_consistency", 8, 16)
-        table.add(key, f"{name}::0")
-        table.enqueue(FakeRequest(f"{name}::0"))
-        table.report(key, certaindex=certaindex, needed=None, worth=1.0, values=(), draws_seen=0)
-    work = {entry: table.remaining_tokens(entry) for entry in table.changed.values()}
-    by_name = {entry.key.program_id: tokens for entry, tokens in work.items()}
-    assert by_name["certain"] < 2.0 * table.prior.tokens("self_consistency", 8)
-    assert by_name["open"] == pytest.approx((1 + 15 * 0.8) * 256)
+def demanded(
+    programs: ProgramScheduler, program: str, demand: Demand, kind: str = "self_consistency"
+) -> None:
+    key = ProgramKey("", program)
+    programs.demand(key, demand, kind=kind, prompt_tokens=8, draws_seen=0)
+
+
+def work_of(engine: SlotEngine, program: str) -> float:
+    entry = engine.programs.table.find(ProgramKey("", program))
+    assert entry is not None
+    return engine.programs.table.remaining_tokens(entry)
+
+
+def test_a_program_has_the_work_left_that_it_says() -> None:
+    engine = SlotEngine(1)
+    for name, work in (("open", 12.5), ("nearly done", 0.5)):
+        demanded(engine.programs, name, Demand(work=work))
+        engine.send(name, [9])
+        assert work_of(engine, name) == pytest.approx((1 + work) * 256)
 
 
 def test_running_branches_count_less_the_longer_they_have_run() -> None:
     engine = SlotEngine(2, "gang-sjf")
-    rids = engine.send("p", [300, 300])
-    entry = engine.table.program_of(rids[0])
-    assert entry is not None
+    engine.send("p", [300, 300])
     engine.step()
-    before = engine.table.remaining_tokens(entry)
+    before = work_of(engine, "p")
     for _ in range(40):
         engine.step()
-    assert before - engine.table.remaining_tokens(entry) == pytest.approx(80)
+    assert before - work_of(engine, "p") == pytest.approx(80)
     for _ in range(250):
         engine.step()
-    assert engine.table.remaining_tokens(entry) > 0  # overdue, not done
-
-
-def reported(engine: SlotEngine, program: str, worth: float, needed: int | None = None) -> None:
-    key = ProgramKey("", program)
-    engine.table.report(key, certaindex=0.0, needed=needed, worth=worth, values=(), draws_seen=0)
+    assert work_of(engine, "p") > 0  # overdue, not done
 
 
 def test_where_all_are_worth_the_same_value_is_shortest_first() -> None:
@@ -112,8 +107,8 @@ def test_where_all_are_worth_the_same_value_is_shortest_first() -> None:
         engine = SlotEngine(1, policy)
         for name, size in (("three", 3), ("one", 1), ("two", 2)):
             engine.send(name, [9] * size)
-            reported(engine, name, worth=0.3)
-        orders.append(order_of(engine))
+            demanded(engine.programs, name, Demand(worth=0.3))
+        orders.append(engine.order())
     assert orders[0] == orders[1] == ["one", "two", "two", "three", "three", "three"]
 
 
@@ -124,29 +119,27 @@ def test_where_all_cost_the_same_too_value_keeps_gangs_in_the_order_of_arrival()
         for _ in range(3):
             for name in ("b", "a", "c"):
                 engine.send(name, [9])
-        orders.append(order_of(engine))
+        orders.append(engine.order())
     assert orders[0] == orders[1] == ["b"] * 3 + ["a"] * 3 + ["c"] * 3
 
 
 def test_value_prefers_what_adds_most_for_its_tokens() -> None:
     engine = SlotEngine(1, "value")
     engine.send("almost_settled", [9])
-    reported(engine, "almost_settled", worth=0.01)
+    demanded(engine.programs, "almost_settled", Demand(worth=0.01))
     engine.send("new", [9] * 4)
-    assert order_of(engine) == ["new"] * 4 + ["almost_settled"]
+    assert engine.order() == ["new"] * 4 + ["almost_settled"]
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_branches_beyond_the_needed_ones_wait_for_everybody_else(policy: str) -> None:
     engine = SlotEngine(1, policy)
     first = engine.send("a", [9] * 3)
-    reported(engine, "a", worth=1.0, needed=2)
+    demanded(engine.programs, "a", Demand(needed=2))
     engine.send("b", [9] * 8)
     engine.send(None, [9])
-    assert engine.order
-    engine.order.sort(engine.queue)
-    assert engine.queue[-1].rid == first[-1]
-    assert engine.table.is_late(first[-1]) and not engine.table.is_late(first[0])
+    engine.order()
+    assert engine.queue[-1] is first[-1]
 
 
 def test_plain_requests_are_programs_of_their_own() -> None:
@@ -155,20 +148,19 @@ def test_plain_requests_are_programs_of_their_own() -> None:
     engine.send(None, [9])
     engine.send("q", [9] * 16)
     engine.send(None, [9])
-    assert order_of(engine) == ["plain"] * 2 + ["p"] * 16 + ["q"] * 16
+    assert engine.order() == ["plain"] * 2 + ["p"] * 16 + ["q"] * 16
 
 
 def test_a_queue_in_which_nothing_changed_is_not_touched() -> None:
     engine = SlotEngine(1, "gang")
     engine.send("a", [9] * 3)
-    assert engine.order
-    engine.order.sort(engine.queue)
+    engine.order()
     engine.queue.reverse()
     reversed_queue = list(engine.queue)
-    engine.order.sort(engine.queue)
+    engine.order()
     assert engine.queue == reversed_queue
     engine.send("b", [9])
-    engine.order.sort(engine.queue)
+    engine.order()
     assert engine.queue != reversed_queue
 
 
@@ -194,16 +186,15 @@ def test_the_order_is_a_permutation_and_everything_is_served(
     engine = SlotEngine(slots, policy, factor)
     sent: list[str] = []
     for gap, name, lengths in load:
-        sent += engine.send(name, lengths)
-        assert engine.order
+        sent += [request.rid for request in engine.send(name, lengths)]
         before = sorted(request.rid for request in engine.queue)
-        engine.order.sort(engine.queue)
+        engine.order()
         assert sorted(request.rid for request in engine.queue) == before
         for _ in range(gap):
             engine.step()
     engine.drain()
     assert sorted(engine.finished_at) == sorted(sent)
-    assert len(engine.table) == 0 and engine.table.num_requests == 0
+    assert len(engine.programs.table) == engine.programs.table.num_requests == 0
 
 
 @given(loads(), st.sampled_from(POLICIES), st.integers(1, 5))
@@ -237,21 +228,20 @@ def test_no_stream_of_shorter_programs_keeps_a_long_one_waiting_for_ever(
     engine.send("running", [5] * slots)
     engine.step()
     victim = engine.send("victim", [10] * 8)
-    entry = engine.table.program_of(victim[0])
-    assert entry is not None
-    need = engine.table.remaining_tokens(entry)
-    since = engine.table.progress
+    table = engine.programs.table
+    need = work_of(engine, "victim")
+    since = table.progress
     attackers = 0
-    while any(rid not in engine.admitted for rid in victim):
+    while any(request.rid not in engine.admitted for request in victim):
         for _ in range(rng.randint(1, slots + 1)):
             attackers += 1
             engine.send(f"attacker{attackers}", [rng.randint(1, 5)])
         # Everybody the victim may have to wait for: what runs, and who lost patience before it.
         ahead = 5 * slots + 5 * attackers
-        assert engine.table.progress - since <= factor * need + ahead + 10 * 8 + slots
+        assert table.progress - since <= factor * need + ahead + 10 * 8 + slots
         engine.step()
     # It was really overtaken as long as it was allowed to be.
-    assert engine.table.progress - since >= factor * need
+    assert table.progress - since >= factor * need
 
 
 def test_an_escalated_program_is_overtaken_by_nobody_who_came_to_patience_later() -> None:
@@ -262,7 +252,7 @@ def test_an_escalated_program_is_overtaken_by_nobody_who_came_to_patience_later(
     for _ in range(150):
         engine.step()
     engine.send("short", [1])
-    assert order_of(engine) == ["victim"] * 8 + ["short"]
+    assert engine.order() == ["victim"] * 8 + ["short"]
 
 
 def test_retracted_requests_go_back_to_their_program() -> None:
@@ -271,26 +261,58 @@ def test_retracted_requests_go_back_to_their_program() -> None:
     engine.step()
     engine.send("b", [9] * 2)
     request = engine.running.pop()
-    engine.table.enqueue(request)
+    engine.programs.queued(request)
     engine.queue.append(request)
-    assert order_of(engine) == ["a", "b", "b"]
-    assert isinstance(engine.order, ProgramOrder)
+    assert engine.order() == ["a", "b", "b"]
 
 
 def test_a_request_that_came_while_no_program_was_there_is_ordered_all_the_same() -> None:
     engine = SlotEngine(1, "gang-sjf")
-    plain = FakeRequest("plain::0", 1, engine.table.next_arrival())
-    engine.queue.append(plain)  # upstream's own: the table has not heard of it
+    engine.send(None, [9])
     engine.send("p", [9] * 4)
-    assert order_of(engine) == ["plain"] + ["p"] * 4
+    assert engine.order() == ["plain"] + ["p"] * 4
 
 
-def test_requests_that_are_held_back_stay_out_of_the_queue() -> None:
+def test_plain_requests_go_as_they_came_once_the_last_program_has_gone() -> None:
     engine = SlotEngine(1, "gang-sjf")
-    engine.send("a", [9] * 3)
-    held = engine.queue.pop()
-    engine.send("b", [9])
-    assert order_of(engine) == ["b", "a", "a"]
-    engine.queue.append(held)
-    engine.send("c", [9])
-    assert order_of(engine) == ["b", "c", "a", "a", "a"]
+    engine.send(None, [3])
+    engine.step()  # takes the only place
+    plain = [engine.send(None, [3], prompt=prompt)[0] for prompt in (400, 8, 90)]
+    program = engine.send("p", [9] * 2)
+    for request, tokens in ((plain[0], 900), (plain[2], 200)):
+        prior = engine.programs.table.prior
+        prior.add("plain", len(request.origin_input_ids), tokens)
+    engine.order()
+    assert engine.queue != plain + program  # ours: shortest first
+    engine.end(engine.programs.end(ProgramKey("", "p"), "m"))
+    engine.order()
+    assert engine.queue == plain
+    engine.send("q", [1])
+    engine.order()
+    assert engine.queue[:3] != plain
+
+
+@pytest.mark.parametrize("policy", [None, *POLICIES])
+def test_held_siblings_keep_their_places_in_the_queue(policy: str | None) -> None:
+    engine = SlotEngine(1, policy, hold_tokens=8)
+    first = engine.send("a", [9] * 3)
+    plain = engine.send(None, [9] * 2)
+    expected = [first[0], first[1], first[2], *plain]
+    if policy in ("gang-sjf", "value"):
+        expected = [*plain, *first]
+    engine.programs.order(engine.queue)
+    engine.programs.hold(engine.queue)
+    assert engine.queue == [request for request in expected if request not in first[1:]]
+    came_meanwhile = engine.send(None, [9])
+    engine.programs.release(engine.queue)
+    assert engine.queue == expected + came_meanwhile
+
+
+def test_nothing_is_held_where_the_first_has_been_prefilled() -> None:
+    engine = SlotEngine(1, "gang", hold_tokens=8)
+    engine.send("a", [3, 3])
+    engine.send(None, [3] * 5)
+    engine.step()  # the first is admitted and prefilled
+    engine.programs.order(engine.queue)
+    engine.programs.hold(engine.queue)
+    assert engine.queue[0].rid == "a::2"
