@@ -10,6 +10,7 @@ import argparse
 import json
 import time
 import zlib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,8 @@ class Arm:
 def load_problems(path: Path | None, count: int, seed: int) -> list[Problem]:
     """The first `count` problems of a JSON-lines file, or held-out ones of the embedded model.
 
-    Raises ValueError naming file, line and field when a line is malformed.
+    Raises ValueError naming file, line and field when a line is malformed, and where there is no
+    problem or an id names two.
     """
     if count < 1:
         raise ValueError(f"--problems must be at least 1, got {count}")
@@ -76,7 +78,13 @@ def load_problems(path: Path | None, count: int, seed: int) -> list[Problem]:
             for item in held_out_problems(count, seed)
         ]
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [_parse_problem(line, f"{path}:{i}") for i, line in enumerate(lines[:count], 1)]
+    problems = [_parse_problem(line, f"{path}:{i}") for i, line in enumerate(lines[:count], 1)]
+    if not problems:
+        raise ValueError(f"{path}: has no problems")
+    repeated = [name for name, times in Counter(p.id for p in problems).items() if times > 1]
+    if repeated:
+        raise ValueError(f"{path}: id {repeated[0]!r} stands for several problems")
+    return problems
 
 
 def _parse_problem(line: str, place: str) -> Problem:

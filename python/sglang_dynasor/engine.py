@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Any
+import signal
+import threading
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from typing import Any, TypeVar
 
 from fastapi import HTTPException
 from sglang.srt.entrypoints.engine import Engine
@@ -16,6 +18,9 @@ from sglang_dynasor.handshake import check_this_process
 from sglang_dynasor.managers.program_messages import CARRIER
 from sglang_dynasor.managers.request_fields import with_carrier
 from sglang_dynasor.programs import Program, ProgramResult
+
+Result = TypeVar("Result")
+_EXAMPLE = 'Program(prompt="12+34", sampling_params={...}, dynasor={...})'
 
 
 class DynasorEngine(Engine):
@@ -37,14 +42,21 @@ class DynasorEngine(Engine):
 
     def run(self, program: Program) -> ProgramResult:
         """Run one program to its answer. Raises ValueError for a malformed one."""
-        return self.loop.run_until_complete(self.async_run(program))
+        return self._run_to_end(self.async_run(program))
 
     async def async_run(self, program: Program) -> ProgramResult:
         """`run` inside an event loop of the caller's own."""
+        if not isinstance(program, Program):
+            raise TypeError(
+                f"a program must be a Program, not {type(program).__name__}: {_EXAMPLE}"
+            )
         obj = self._request(program)
         output = await anext(aiter(self.tokenizer_manager.generate_request(obj, None)))
-        report = output["meta_info"].get(CARRIER, {})
-        return ProgramResult(output["text"], report, output["meta_info"]["finish_reason"])
+        meta = output["meta_info"]
+        report = meta.get(CARRIER, {})
+        if "tokens" not in report:  # an ordinary request
+            report = {**report, **_counts_of(meta)}
+        return ProgramResult(output["text"], report, meta["finish_reason"])
 
     def run_batch(
         self,
@@ -58,9 +70,14 @@ class DynasorEngine(Engine):
         A program that is refused or fails comes back with `error` set; the others are not
         affected. `branches_in_flight` is how full the engine is kept: a further program starts
         while fewer branches than this are running (default: twice what fits into one batch).
-        `progress` shows a bar.
+        `progress` shows a bar. Ctrl-C ends every running program before KeyboardInterrupt is
+        raised. Raises TypeError, before any starts, for what is not a Program.
         """
-        return self.loop.run_until_complete(
+        for index, program in enumerate(programs):
+            if not isinstance(program, Program):
+                kind = type(program).__name__
+                raise TypeError(f"programs[{index}] must be a Program, not {kind}: {_EXAMPLE}")
+        return self._run_to_end(
             self._run_batch(programs, progress, branches_in_flight or self._default_in_flight())
         )
 
@@ -68,48 +85,76 @@ class DynasorEngine(Engine):
         self, programs: Sequence[Program], progress: bool, branches_in_flight: int
     ) -> list[ProgramResult]:
         manager = self.tokenizer_manager
-        results: list[ProgramResult | None] = [None] * len(programs)
-        waiting = iter(enumerate(programs))
-        running: set[asyncio.Task[None]] = set()
-
-        async def run_one(index: int, program: Program) -> None:
-            try:
-                results[index] = await self.async_run(program)
-            except (ValueError, HTTPException) as error:
-                message = error.detail if isinstance(error, HTTPException) else str(error)
-                results[index] = ProgramResult("", {}, error=message)
-
+        tasks: list[asyncio.Task[ProgramResult]] = []
+        running: set[asyncio.Task[ProgramResult]] = set()
         with _progress_bar(len(programs), progress) as advance:
-            exhausted = False
-            while running or not exhausted:
-                while not exhausted and (
-                    not running or manager.branches_in_flight < branches_in_flight
-                ):
-                    entry = next(waiting, None)
-                    if entry is None:
-                        exhausted = True
-                        break
-                    running.add(asyncio.ensure_future(run_one(*entry)))
-                    await asyncio.sleep(0)  # lets it start its first branches, which are counted
-                if not running:
-                    break
-                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                advance(len(done))
-                for task in done:
-                    task.result()
-        return [result for result in results if result is not None]
+            try:
+                while running or len(tasks) < len(programs):
+                    while len(tasks) < len(programs) and (
+                        not running or manager.branches_in_flight < branches_in_flight
+                    ):
+                        task = asyncio.ensure_future(self._run_or_say(programs[len(tasks)]))
+                        tasks.append(task)
+                        running.add(task)
+                        await asyncio.sleep(0)  # starts its first branches, which are counted
+                    done, running = await asyncio.wait(running, return_when="FIRST_COMPLETED")
+                    advance(len(done))
+                    for task in done:
+                        task.result()
+            finally:
+                for task in running:
+                    task.cancel()
+                await asyncio.gather(*running, return_exceptions=True)
+        return [task.result() for task in tasks]
+
+    async def _run_or_say(self, program: Program) -> ProgramResult:
+        try:
+            return await self.async_run(program)
+        except (ValueError, HTTPException) as error:
+            message = error.detail if isinstance(error, HTTPException) else str(error)
+            return ProgramResult("", {}, error=message)
+
+    def _run_to_end(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Run `work` in the engine's loop; on Ctrl-C let it end its programs, then raise."""
+        task = self.loop.create_task(work)
+        # Only where Python's own handler would raise, in the middle of whatever the loop does.
+        ours = (
+            threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        )
+        if not ours:
+            return self.loop.run_until_complete(task)
+        interrupted = False
+
+        def interrupt() -> None:
+            nonlocal interrupted
+            interrupted = True
+            task.cancel()
+
+        self.loop.add_signal_handler(signal.SIGINT, interrupt)
+        try:
+            return self.loop.run_until_complete(task)
+        except asyncio.CancelledError:
+            if interrupted:
+                raise KeyboardInterrupt from None
+            raise
+        finally:
+            self.loop.remove_signal_handler(signal.SIGINT)
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # uvloop leaves its own
 
     def generate(
         self, *args: Any, program: dict[str, Any] | None = None, **kwargs: Any
     ) -> dict[str, Any] | Iterator[dict[str, Any]]:
         """`sglang.Engine.generate`; `program` holds the fields of the request object `dynasor`."""
-        return super().generate(*args, **_with_program(args, kwargs, program))
+        args, kwargs = _with_program(args, kwargs, program)
+        return super().generate(*args, **kwargs)
 
     async def async_generate(
         self, *args: Any, program: dict[str, Any] | None = None, **kwargs: Any
     ) -> dict[str, Any] | AsyncIterator[dict[str, Any]]:
         """`sglang.Engine.async_generate`, with `program` as in `generate`."""
-        return await super().async_generate(*args, **_with_program(args, kwargs, program))
+        args, kwargs = _with_program(args, kwargs, program)
+        return await super().async_generate(*args, **kwargs)
 
     def _request(self, program: Program) -> GenerateReqInput:
         params = with_carrier(program.sampling_params, dict(program.dynasor))
@@ -134,17 +179,29 @@ class DynasorEngine(Engine):
 
 def _with_program(
     args: tuple[Any, ...], kwargs: dict[str, Any], program: dict[str, Any] | None
-) -> dict[str, Any]:
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of `Engine.generate` with the program in `sampling_params`, its second one."""
     if program is None:
-        return kwargs
-    if len(args) > 1:
-        raise ValueError("sampling_params: pass it by keyword together with program")
-    params = kwargs.get("sampling_params")
+        return args, kwargs
+    by_position = len(args) > 1
+    params = args[1] if by_position else kwargs.get("sampling_params")
     if isinstance(params, list):
         stamped: Any = [with_carrier(item, program) for item in params]
     else:
         stamped = with_carrier(params, program)
-    return {**kwargs, "sampling_params": stamped}
+    if by_position:
+        return (args[0], stamped, *args[2:]), kwargs
+    return args, {**kwargs, "sampling_params": stamped}
+
+
+def _counts_of(meta: dict[str, Any]) -> dict[str, Any]:
+    """What the report of a program says of its end and its tokens, for an ordinary request."""
+    prompt, generated = meta.get("prompt_tokens", 0), meta.get("completion_tokens", 0)
+    aborted = meta["finish_reason"]["type"] == "abort"
+    return {
+        "stop_reason": "aborted" if aborted else "completed",
+        "tokens": {"prompt": prompt, "branch": generated, "total": prompt + generated},
+    }
 
 
 class _progress_bar:

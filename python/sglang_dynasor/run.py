@@ -17,7 +17,7 @@ from rich.table import Table
 
 from sglang_dynasor.allocation import RULES
 from sglang_dynasor.certaindex import CERTAINTY_TOP_K
-from sglang_dynasor.config import from_flags
+from sglang_dynasor.config import DynasorConfig, from_flags
 from sglang_dynasor.demo import (
     Problem,
     add_sampling_flags,
@@ -27,7 +27,7 @@ from sglang_dynasor.demo import (
     started_engine,
 )
 from sglang_dynasor.models import recommended_temperature, resolve_model
-from sglang_dynasor.programs import Program, ProgramResult
+from sglang_dynasor.programs import Program, ProgramResult, ProgramSpec
 
 TABLE_ROWS = 20
 DEFAULT_PROBLEMS = 60
@@ -79,10 +79,12 @@ def run(options: argparse.Namespace) -> int:
     problems = load_problems(options.problems_file, count, options.seed)
     if options.temperature is None:
         options.temperature = recommended_temperature(model) or 1.0
+    programs = [_program(problem, options) for problem in problems]
+    _check_programs(problems, programs, config)
     console = Console(stderr=True)
     console.print(f"starting the engine on {model} (30 to 85 seconds on a small CPU)")
     with started_engine(model, options.seed, dynasor) as engine:
-        results = run_programs(engine, problems, options)
+        results = run_programs(engine, problems, programs, recording=bool(options.record))
     console.print(_table(problems, results))
     summary = _summary(problems, results)
     if options.record:
@@ -106,16 +108,26 @@ def _check_options(options: argparse.Namespace) -> None:
         raise FileNotFoundError(f"--record: no folder {path.parent}")
 
 
+def _check_programs(
+    problems: list[Problem], programs: list[Program], config: DynasorConfig
+) -> None:
+    """Find what the engine would refuse before it starts, which takes long."""
+    for problem, program in zip(problems, programs, strict=True):
+        try:
+            ProgramSpec.parse(program.dynasor).resolve(config)
+        except ValueError as error:
+            raise ValueError(f"problem {problem.id}: {error}") from None
+
+
 def run_programs(
-    engine: Any, problems: list[Problem], options: argparse.Namespace
+    engine: Any, problems: list[Problem], programs: list[Program], *, recording: bool
 ) -> list[ProgramResult]:
-    """One result per problem: acting, or every branch with its certainty when recording."""
-    programs = [_program(problem, options) for problem in problems]
+    """One result per problem. Raises ValueError where one is refused or loses a branch."""
     results = engine.run_batch(programs, progress=True)
     for problem, result in zip(problems, results, strict=True):
         if result.error:
             raise ValueError(f"problem {problem.id}: {result.error}")
-        if options.record and result.stop_reason != "completed":
+        if recording and result.stop_reason != "completed":
             raise ValueError(f"problem {problem.id}: {result.stop_reason}, cannot be recorded")
     return results
 

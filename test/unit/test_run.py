@@ -125,6 +125,7 @@ def test_rule_and_profile_are_settings_of_the_engine(fake: FakeEngine, questions
         (".gz", ["--record", "trace.jsonl"]),
         ("no folder", ["--record", "nowhere/trace.jsonl.gz"]),
         ("--problems", ["--problems", "0"]),
+        ("max_branches", ["--max-branches", "0"]),
         ("profile", ["--profile", "nowhere.json"]),
         ("unknown model", ["--model-path", "gpt"]),
     ],
@@ -133,6 +134,29 @@ def test_what_cannot_work_is_refused_before_the_engine_starts(
     fake: FakeEngine, named: str, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command(*arguments) == 2
+    assert named in capsys.readouterr().err
+    assert fake.settings is None
+
+
+@pytest.mark.parametrize(
+    ("named", "lines"),
+    [
+        ("has no problems", []),
+        ("id 'a' stands for several problems", [{"id": "a"}, {"id": "b"}, {"id": "a"}]),
+        ("problem x: dynasor.answer_pattern", [{"id": "x", "answer_format": "regex"}]),
+        ("problem x: dynasor.answer_format", [{"id": "x", "answer_format": "roman"}]),
+    ],
+)
+def test_problems_that_cannot_run_are_named_before_the_engine_starts(
+    fake: FakeEngine,
+    tmp_path: Path,
+    named: str,
+    lines: list[dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "problems.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": "1+1", "gold": "2", **x}) for x in lines))
+    assert command("--problems-file", path) == 2
     assert named in capsys.readouterr().err
     assert fake.settings is None
 
