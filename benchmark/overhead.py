@@ -1,6 +1,7 @@
 """What the plugin costs: switched off, on but idle, and measuring the certainty of every request.
 
     python benchmark/overhead.py --rounds 3 --seconds 180 --starts 2
+    python benchmark/overhead.py --http    # two servers and streaming requests: overhead_http.py
 
 Two engines run side by side, one without the plugin and one with it, and sleep when they have
 nothing to do. The arms take turns in a shuffled order: a machine that grows slower during the run
@@ -32,11 +33,12 @@ from typing import Any
 import numpy as np
 import torch
 
+import overhead_http
 from attention import MODEL, ROOT, describe_run, read_prompts
 from overhead_worker import Worker
 from sglang_dynasor.models import smollm2
 
-RESULTS = ROOT / "benchmark" / "results" / "overhead.csv"
+RESULTS = ROOT / "benchmark" / "results"
 ARMS = ("off", "idle", "certainty")
 RATIO_NAMES = {"tiny_reasoner": "", "smollm2": "_v49k"}
 BARS = {"idle": 0.99, "certainty": 0.97, "certainty_v49k": 0.95, "consume_us_per_row": 3.0}
@@ -206,12 +208,45 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="per arm and start, at least")
     parser.add_argument("--seconds", type=float, default=180, help="per start, at least")
     parser.add_argument("--starts", type=int, default=2, help="fresh pairs of engines")
-    parser.add_argument("--output", type=Path, default=RESULTS)
-    return parser.parse_args()
+    parser.add_argument(
+        "--http", action="store_true", help="of requests over HTTP, plugin off and on"
+    )
+    parser.add_argument("--output", type=Path, help="default: a file in benchmark/results")
+    options = parser.parse_args()
+    if options.output is None:
+        options.output = RESULTS / ("overhead_http.csv" if options.http else "overhead.csv")
+    return options
+
+
+def main_http(options: argparse.Namespace) -> None:
+    options.model_path = options.model_path or MODEL
+    with tempfile.TemporaryDirectory() as folder:
+        rounds = overhead_http.measure(options, Path(folder))
+    rows = overhead_http.summarise(rounds, options, median_interval)
+    for row in rows:
+        print("  ".join(f"{key} {value}" for key, value in row.items()))
+    on = rows[-1]
+    summary = {f"http_{key}": on[key] for key in ("ratio", "low", "high", "cpu_ratio")}
+    facts = describe_run(options)
+    write_rows(options.output, rows, facts)
+    print(
+        json.dumps({"benchmark": "overhead --http", **summary, "bars": overhead_http.BARS, **facts})
+    )
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, [*rows[0], *facts])
+        writer.writeheader()
+        writer.writerows({**row, **facts} for row in rows)
 
 
 def main() -> None:
     options = parse_options()
+    if options.http:
+        main_http(options)
+        return
     consume = consume_us_per_row(options.batch)
     for name, microseconds in consume.items():
         print(f"consume, {name}: {microseconds:.2f} us per row at batch {options.batch}")
@@ -228,11 +263,7 @@ def main() -> None:
                     summary |= {key: row["ratio"], f"cpu_{key}": row["cpu_ratio"]}
     facts = describe_run(argparse.Namespace(**{**vars(options), "model_path": MODEL}))
     del facts["model"]  # every row has its own
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    with options.output.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [*rows[0], *facts])
-        writer.writeheader()
-        writer.writerows({**row, **facts} for row in rows)
+    write_rows(options.output, rows, facts)
     print("CPU figures of hooks and host work; they say nothing of the Triton kernel.")
     print(json.dumps({"benchmark": "overhead", **summary, "bars": BARS, **facts}))
 
