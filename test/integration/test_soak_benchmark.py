@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "benchmark" / "soak.py"
+KINDS = ("program", "twin", "aborted", "client_driven", "plain", "batch")
 
 
 def run(*flags: str) -> subprocess.CompletedProcess[str]:
@@ -17,18 +18,22 @@ def run(*flags: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_a_short_soak_leaves_the_pool_as_it_was_and_answers_everyone() -> None:
-    done = run("--minutes", "0.3", "--in-flight", "24")
+@pytest.mark.parametrize("policy", ["gang-sjf", "fcfs"])
+def test_a_short_soak_leaves_nothing_and_answers_everyone(policy: str) -> None:
+    done = run("--minutes", "0.5", "--policy", policy)
     assert done.stdout, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
-    assert (result["left"], result["faults"], result["unanswered"]) == ([], [], 0)
-    assert result["ok"] and result["alive"] and done.returncode == 0
-    for kind in ("program", "cancelled", "hung_up", "aborted", "malformed", "duplicate"):
-        assert result["counts"][kind] > 0
-    assert result["counts"]["halves_aborted"] > 0
+    bars = ("unanswered", "wrong_tenant", "kv_tokens_leaked", "table_entries", "faults")
+    assert {name: result[name] for name in bars} == dict.fromkeys(bars, 0), result["examples"]
+    assert result["alive"] and result["programs"] > 100
+    counts = result["counts"]
+    assert all(counts[f"{kind} 200"] > 0 for kind in KINDS)
+    assert counts["vanishing"] and counts["vanishing_stream"] and counts["malformed 400"]
+    assert counts["halves aborted"] and counts["deadly 400"]
 
 
-def test_settings_that_are_no_json_are_refused() -> None:
-    done = run("--settings", "{")
+@pytest.mark.parametrize(("flag", "value"), [("--policy", "oracle"), ("--minutes", "0")])
+def test_options_that_make_no_sense_are_refused(flag: str, value: str) -> None:
+    done = run(flag, value)
     assert done.returncode == 2
-    assert "--settings" in done.stderr
+    assert flag in done.stderr
