@@ -2,12 +2,14 @@
 
     python benchmark/schedule_pass.py --repetitions 30
 
-Queues of 100, 1,000 and 10,000 requests in 10 to 1,000 programs; no engine and no model. Three
+Queues of 100, 1,000 and 10,000 requests in 10 to 1,000 programs; no engine and no model. Four
 passes of ours: `cold` keys every program, `typical` follows one admission and one new request of
-the same program, `unchanged` follows nothing. Upstream is its own SchedulePolicy over a RadixCache
-that holds every program's prompt (from 129 requests on its lpm sorts no more and becomes fcfs).
-The last line is one JSON object: `ms_at_N` is the median of a typical pass of --policy where it is
-slowest (over the numbers of programs), under `fcfs` and `lpm` the same of upstream's.
+the same program, `unchanged` follows nothing, `after` gives plain requests upstream's order again
+once the last program has gone. Upstream is its own SchedulePolicy over a RadixCache that holds
+every program's prompt (from 129 requests on its lpm sorts no more and becomes fcfs). The last line
+is one JSON object: `ms_at_N` is the median of a typical pass of --policy where it is slowest (over
+the numbers of programs), under `fcfs` and `lpm` the same of upstream's. An `after` pass that leaves
+the queue otherwise than it came is an error.
 """
 
 from __future__ import annotations
@@ -25,14 +27,14 @@ from rich.console import Console
 from rich.table import Table
 
 from serving_report import facts
+from sglang_dynasor.allocation.demand import Demand
 from sglang_dynasor.models import default_model_path
-from sglang_dynasor.scheduling import POLICY_KEYS, ProgramKey, ProgramOrder, ProgramTable
+from sglang_dynasor.scheduling import POLICY_KEYS, ProgramKey, ProgramScheduler
 
 PROGRAMS = (10, 100, 1_000)
 UPSTREAM = ("fcfs", "lpm")
-PASSES = ("typical", "cold", "unchanged")
-STARVATION_FACTOR = 32.0
-MAX_BRANCHES = 16
+PASSES = ("typical", "cold", "unchanged", "after")
+WORK = 12.0  # nodes each program expects to start beyond those in flight
 
 
 def main() -> None:
@@ -85,62 +87,82 @@ def requests(size: int, programs: int, options: argparse.Namespace) -> list[Any]
         array("q", [rng.randrange(100) for _ in range(options.prompt_tokens)])
         for _ in range(programs)
     ]
-    queue = []
-    for number in range(size):
-        rid = f"{number % programs}::{number // programs}"
-        req = Req(rid, "", prompts[number % programs], SamplingParams())
-        req.arrival = number
-        queue.append(req)
-    return queue
+    return [
+        Req(
+            f"{number % programs}::{number // programs}",
+            "",
+            prompts[number % programs],
+            SamplingParams(),
+        )
+        for number in range(size)
+    ]
 
 
 def our_passes(
     queue: list[Any], programs: int, policy: str, repetitions: int
 ) -> dict[str, list[float]]:
-    """Seconds of cold, typical and unchanged passes over copies of one queue."""
+    """Seconds of every kind of pass over copies of one queue."""
     times: dict[str, list[float]] = {kind: [] for kind in PASSES}
     for _ in range(min(repetitions, 5)):
-        table, order, waiting = started(queue, programs, policy)
-        times["cold"].append(timed(order.sort, waiting))
+        scheduler, waiting = started(queue, programs, policy)
+        times["cold"].append(timed(scheduler.order, waiting))
     for _ in range(repetitions):
-        change_one_program(table, waiting)
-        times["typical"].append(timed(order.sort, waiting))
-        times["unchanged"].append(timed(order.sort, waiting))
+        change_one_program(scheduler, waiting)
+        times["typical"].append(timed(scheduler.order, waiting))
+        times["unchanged"].append(timed(scheduler.order, waiting))
+    for _ in range(min(repetitions, 5)):
+        scheduler, waiting, as_it_came = after_a_program(queue, policy)
+        times["after"].append(timed(scheduler.order, waiting))
+        if waiting != as_it_came:
+            raise RuntimeError(f"{policy}: plain requests keep our order after the last program")
     return times
 
 
-def started(
-    queue: list[Any], programs: int, policy: str
-) -> tuple[ProgramTable, ProgramOrder, list[Any]]:
-    """A table that has just seen the whole queue arrive; programs differ in what they know."""
+def started(queue: list[Any], programs: int, policy: str) -> tuple[ProgramScheduler, list[Any]]:
+    """A scheduler that has just seen the whole queue arrive; programs differ in what they know."""
     rng = random.Random(programs)
-    table = ProgramTable()
+    scheduler = ProgramScheduler(policy)
     for number in range(programs):
+        demand = Demand(worth=rng.random(), work=WORK * rng.random())
+        tokens = len(queue[number].origin_input_ids)
         key = ProgramKey("", str(number))
-        table.open(key, "self_consistency", len(queue[number].origin_input_ids), MAX_BRANCHES)
-        table.report(
-            key,
-            certaindex=rng.random(),
-            needed=None,
-            worth=rng.random(),
-            values=(),
-            draws_seen=0,
-        )
+        scheduler.demand(key, demand, kind="branch", prompt_tokens=tokens, draws_seen=0)
     for req in queue:
-        table.add(key_of(req), req.rid)
-        table.enqueue(req)
-    return table, ProgramOrder(table, policy, STARVATION_FACTOR), list(queue)
+        scheduler.arrived(req, key_of(req))
+        scheduler.queued(req)
+    return scheduler, list(queue)
 
 
-def change_one_program(table: ProgramTable, waiting: list[Any]) -> None:
+def change_one_program(scheduler: ProgramScheduler, waiting: list[Any]) -> None:
     """The first request is admitted and finishes; its program sends it once more."""
     req = waiting.pop(0)
-    table.admit(req.rid)
-    table.advance(1)
-    table.retire(req.rid, 40, completed=True)
-    table.add(key_of(req), req.rid)
-    table.enqueue(req)
+    scheduler.admitted([req])
+    scheduler.advance(1)
+    scheduler.finished(req, completed=True)
+    scheduler.arrived(req, key_of(req))
+    scheduler.queued(req)
     waiting.append(req)
+
+
+def after_a_program(queue: list[Any], policy: str) -> tuple[ProgramScheduler, list[Any], list[Any]]:
+    """Plain requests in the order of a program that has just gone, and the queue as it came."""
+    scheduler = ProgramScheduler(policy)
+    retracted = queue[: len(queue) // 2]  # upstream puts these last, we by their arrival
+    as_it_came = [*queue[len(retracted) :], *retracted]
+    for req in queue:
+        scheduler.arrived(req, None)
+        scheduler.queued(req)
+    scheduler.admitted(retracted)
+    for req in retracted:
+        scheduler.queued(req)
+    key = ProgramKey("", "served")
+    scheduler.demand(key, Demand(), kind="branch", prompt_tokens=1, draws_seen=0)
+    waiting = list(as_it_came)
+    scheduler.order(waiting)
+    if waiting == as_it_came:
+        raise RuntimeError(f"{policy}: plain requests are not ordered beside a program")
+    scheduler.end(key, "")
+    return scheduler, waiting, as_it_came
 
 
 def key_of(req: Any) -> ProgramKey:

@@ -26,7 +26,9 @@ def test_the_last_line_holds_our_policies_and_upstreams() -> None:
         assert result[name].keys() == sizes
     for name in ("gang", "gang-sjf", "value"):
         passes = result[name]
-        assert all(passes[kind].keys() == sizes for kind in ("typical", "cold", "unchanged"))
+        assert all(
+            passes[kind].keys() == sizes for kind in ("typical", "cold", "unchanged", "after")
+        )
         for size in sizes:
             assert 0 < passes["unchanged"][size] < passes["cold"][size]
 
