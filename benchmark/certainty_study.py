@@ -23,13 +23,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sglang_dynasor.allocation.certainty_study import (
+from certainty_signals import (
     CertaintyStudy,
     SignalFigures,
     VoteFigures,
     certainty_study,
 )
-from sglang_dynasor.allocation.traces import TraceProblem, read_traces
+from sglang_dynasor.offline.traces import TraceProblem, read_traces
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = ("level", "signal", "right", "wrong", "auroc", "accuracy", "gain", "low", "high")

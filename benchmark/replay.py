@@ -26,10 +26,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from sglang_dynasor.allocation.contenders import Comparison, compare, contenders, merged
-from sglang_dynasor.allocation.replay import Order
-from sglang_dynasor.allocation.study import Correlation, PolicyFigures, Study, study
-from sglang_dynasor.allocation.traces import TraceProblem, read_traces
+from paper_study import Correlation, PolicyFigures, Study, study
+from sglang_dynasor.offline.contenders import Comparison, compare, contenders, merged
+from sglang_dynasor.offline.replay import Order
+from sglang_dynasor.offline.traces import TraceProblem, read_traces
 
 STUDY_SHUFFLES = 10
 ROOT = Path(__file__).resolve().parents[1]

@@ -30,7 +30,7 @@ from serving_load import (
     latencies,
     ratio_of,
 )
-from sglang_dynasor.allocation.calibration import harm_upper_bound
+from sglang_dynasor.offline.calibration import harm_upper_bound
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = "lpm_fixed"

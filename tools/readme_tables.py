@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.plugin import HOOKS
-from sglang_dynasor.programs import ProgramSpec
+from sglang_dynasor.programs import ALGORITHMS, Envelope
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -32,16 +32,23 @@ def settings_table() -> str:
     return _table(("flag", "default", "meaning"), rows)
 
 
-def fields_table() -> str:
+def fields_tables() -> str:
+    """The envelope, then what each algorithm adds to it."""
+    tables: dict[str, type[BaseModel]] = {"Every program": Envelope}
+    tables |= {f"`algorithm: {name}`": entry.params for name, entry in ALGORITHMS.items()}
+    return "\n\n".join(f"{title}:\n\n{_fields(model)}" for title, model in tables.items())
+
+
+def _fields(model: type[BaseModel]) -> str:
     rows = (
-        (f"`{name}`", _default(ProgramSpec, name), field.description or "")
-        for name, field in ProgramSpec.model_fields.items()
+        (f"`{name}`", _default(model, name), field.description or "")
+        for name, field in model.model_fields.items()
     )
     return _table(("field", "default", "meaning"), rows)
 
 
 def _default(model: type[BaseModel], name: str) -> str:
-    if name in DynasorConfig.model_fields:
+    if name in getattr(model, "of_the_server", ()):
         return "the server's"
     default = model.model_fields[name].default
     return "" if default is None else f"`{default}`"
@@ -59,7 +66,7 @@ def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 def render(text: str) -> str:
     """README text with every table between its markers brought up to date."""
-    tables = {"settings": settings_table, "fields": fields_table, "hooks": hooks_table}
+    tables = {"settings": settings_table, "fields": fields_tables, "hooks": hooks_table}
     for name, make in tables.items():
         start, end = f"<!-- {name}: written by tools/readme_tables.py -->", f"<!-- end {name} -->"
         pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)

@@ -13,13 +13,15 @@ from rich.console import Console
 from rich.table import Table
 
 from sglang_dynasor.allocation import RULES
-from sglang_dynasor.allocation.confidence_bar import recorded_bar
 from sglang_dynasor.allocation.profile import CalibrationProfile, checkpoint_hash
-from sglang_dynasor.allocation.traces import TraceProblem, read_traces
-from sglang_dynasor.config import DynasorConfig
+from sglang_dynasor.certaindex import ANSWER_FORMATS, MathEquality
+from sglang_dynasor.config import DRAWS, DynasorConfig
+from sglang_dynasor.offline.recorded_bar import recorded_bar
+from sglang_dynasor.offline.traces import TraceProblem, read_traces
+from sglang_dynasor.programs import grouping_of
 
 if TYPE_CHECKING:
-    from sglang_dynasor.allocation.calibration import Calibration
+    from sglang_dynasor.offline.calibration import Calibration
 
 NOTHING_PROMISED = 3
 
@@ -70,6 +72,18 @@ def add_parser(commands: Any) -> None:
         help="folder of the checkpoint that gave the samples, to bind the profile to its content "
         "(default: to the name in the traces)",
     )
+    parser.add_argument(
+        "--draw",
+        choices=DRAWS,
+        default=defaults.draw,
+        help="how branches start where the profile is going to serve (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--answer-format",
+        choices=ANSWER_FORMATS,
+        default="boxed",
+        help="decides which answers are equal, as in a request (default: %(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="order of each problem's samples")
     parser.add_argument(
         "--out", type=Path, default=Path("profile.json"), help="default: %(default)s"
@@ -83,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
     Returns 3, and writes nothing, where nothing can be promised. Raises ValueError for unusable
     traces or options, FileNotFoundError where there are no traces.
     """
-    from sglang_dynasor.allocation.calibration import calibrate, default_thresholds  # loads scipy
+    from sglang_dynasor.offline.calibration import calibrate, default_thresholds  # loads scipy
 
     problems = read_traces(options.traces)
     model, checkpoint = _checkpoint(options.model_path, problems)
@@ -94,17 +108,21 @@ def run(options: argparse.Namespace) -> int:
     bar = group_tokens = None
     if options.keep_top is not None:
         bar, group_tokens = recorded_bar(problems, options.keep_top)
-    result = calibrate(
-        problems,
-        options.rule,
-        default_thresholds(options.rule),
-        min_branches=options.min_branches,
-        max_branches=max_branches,
-        max_harm=options.max_harm,
-        confidence=options.confidence,
-        seed=options.seed,
-        bar=bar,
-    )
+    config = DynasorConfig()
+    with MathEquality(config.equality_time_limit_ms / 1000) as equality:
+        result = calibrate(
+            problems,
+            options.rule,
+            default_thresholds(options.rule),
+            min_branches=options.min_branches,
+            max_branches=max_branches,
+            max_harm=options.max_harm,
+            confidence=options.confidence,
+            seed=options.seed,
+            bar=bar,
+            offers=options.draw == "offer",
+            key_of=lambda: grouping_of(options.answer_format, config, equality).key,
+        )
     console = Console(stderr=True)
     console.print(_table(result, options.rule))
     console.print(result.verdict, soft_wrap=True)
@@ -150,7 +168,10 @@ def _checkpoint(folder: Path | None, problems: list[TraceProblem]) -> tuple[str,
 
 
 def _table(result: Calibration, rule: str) -> Table:
-    table = Table(title=f"{rule} on {result.n} problems, replayed, most careful first")
+    table = Table(
+        title=f"{rule} on {result.n} problems, replayed, most careful first",
+        caption="for programs as they are replayed: nothing drawn beyond what the vote needs",
+    )
     for column in ("threshold", "harm", "gain", "harm at most", "tokens saved", "promised"):
         table.add_column(column, justify="right")
     for setting in result.tested:

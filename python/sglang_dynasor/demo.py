@@ -18,16 +18,10 @@ from typing import Any
 
 from rich.console import Console
 
-from sglang_dynasor.allocation import (
-    BetaRule,
-    FixedGrants,
-    Sample,
-    cheapest_equal,
-    fixed_curve,
-    replay,
-)
+from sglang_dynasor.allocation import BetaRule, FixedGrants
 from sglang_dynasor.certaindex import canonical_key
 from sglang_dynasor.models import recommended_temperature, resolve_model
+from sglang_dynasor.offline import Sample, cheapest_equal, fixed_curve, replay
 from sglang_dynasor.programs import Program, ProgramResult
 
 WARM_UP_PROBLEMS = 8
@@ -267,7 +261,7 @@ def summarise(
         is_right(p, r.report["shadow"]["answer"]) for p, r in zip(problems, shadow, strict=True)
     ]
     beta = [replay(_samples(r), BetaRule(), FixedGrants((1,)), "sequential") for r in shadow]
-    beta_right = [is_right(p, o.answer) for p, o in zip(problems, beta, strict=True)]
+    beta_right = [is_right(p, o.outcome.answer) for p, o in zip(problems, beta, strict=True)]
     curve = _curve(problems, shadow, max_branches)
     # Where ours beats every fixed vote, the largest one is the fairest left to compare with.
     equal = cheapest_equal(curve, _mean(ours_right)) or curve[-1]

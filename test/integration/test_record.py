@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from sglang_dynasor import Program, cli, run
-from sglang_dynasor.allocation.traces import read_traces
+from sglang_dynasor.offline.traces import read_traces
 
 if TYPE_CHECKING:
     from sglang_dynasor import DynasorEngine

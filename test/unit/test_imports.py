@@ -27,7 +27,7 @@ RANKS = {
     "config": 2,
     "scheduling": 3,
     "programs": 4,
-    "simulation": 5,
+    "offline": 5,
     "plugin": 5,
     "handshake": 6,
     "managers": 7,
@@ -46,7 +46,7 @@ RANKS = {
 # Imports upwards inside a function, on purpose: the plugin and the classes upstream asks us for.
 LAZY_UPWARD = {("plugin", "managers"), ("managers", "serving")}
 
-PURE = ("certaindex", "allocation", "scheduling", "programs", "config", "errors")
+PURE = ("certaindex", "allocation", "scheduling", "programs", "offline", "config", "errors")
 HEAVY = ("torch", "sglang", "fastapi", "transformers", "triton")
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from sglang_dynasor import cli, run
-from sglang_dynasor.allocation.traces import TraceSample, read_traces
 from sglang_dynasor.certaindex import canonical_key
 from sglang_dynasor.models import default_model_path, recommended_temperature
+from sglang_dynasor.offline.traces import TraceSample, read_traces
 from sglang_dynasor.programs import Program, ProgramResult
 
 COMMITTED = Path(__file__).parents[1] / "data" / "tiny_reasoner_300x40.jsonl.gz"

@@ -72,9 +72,14 @@ def branch_values(
 def expected_gain(evidence: Evidence, branches: int, prior: float = 1.0) -> float:
     """Return what this many more branches (0 to `remaining`) add to P(the vote is right)."""
     leader, rival, *_ = (*evidence.counts, 0, 0)
-    ties = _tie_gains(leader, rival, branches, float(prior))
+    return _expected_gain(leader, rival, evidence.finished, branches, float(prior))
+
+
+@lru_cache(maxsize=1 << 14)
+def _expected_gain(leader: int, rival: int, finished: int, branches: int, prior: float) -> float:
+    ties = _tie_gains(leader, rival, branches, prior)
     gained = np.concatenate(([0.0], np.cumsum(ties)))  # once so many have joined the duel
-    return float(gained @ _joining(branches, _share(leader, rival, evidence.finished)))
+    return float(gained @ _joining(branches, _share(leader, rival, finished)))
 
 
 @lru_cache(maxsize=4096)

@@ -48,7 +48,9 @@ class _Keys:
         return f"{self._unasked} answers were compared by spelling only" if self._unasked else ""
 
     def key(self, answer: str) -> str:
-        return self._keys.get(answer) or canonical_key(answer)
+        if answer not in self._keys:
+            self._keys[answer] = self._key_of(answer)
+        return self._keys[answer]
 
     async def prepare(self, answer: str) -> None:
         if not self._slow or answer in self._keys:
@@ -57,6 +59,7 @@ class _Keys:
             self._keys[answer] = await asyncio.to_thread(self._key_of, answer)
         except asyncio.CancelledError:
             self._unasked += 1
+            self._keys[answer] = canonical_key(answer)
             raise
 
 

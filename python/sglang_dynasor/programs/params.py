@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -76,8 +76,12 @@ class Settings:
 
 
 class Params(Fields, ABC):
-    """The fields of one algorithm. For one of your own: the fields, and `resolve`."""
+    """The fields of one algorithm. For one of your own: the fields, and `resolve`.
 
+    `of_the_server` are those whose default is a setting of the same name.
+    """
+
+    of_the_server: ClassVar[tuple[str, ...]] = ()
     token_certainty: bool = Field(
         False, description="return the certainty of each token and of each branch"
     )

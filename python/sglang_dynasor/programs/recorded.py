@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -56,27 +57,32 @@ def replay_nodes(
     return nodes.replayed(step)
 
 
-@dataclass(slots=True)
 class _Running:
-    start: Start
-    event: Finished | Failed
-    tokens: int
-    begun: int
-    path: int  # what had been waited for when it was asked for
-    spare: bool = False
+    """A node that runs; `path` is what had been waited for when it was asked for."""
+
+    __slots__ = ("begun", "event", "path", "spare", "tokens")
+
+    def __init__(
+        self, event: Finished | Failed, tokens: int, begun: int, path: int, spare: bool
+    ) -> None:
+        self.event = event
+        self.tokens = tokens
+        self.begun = begun
+        self.path = path
+        self.spare = spare
 
 
 class _Slots:
     def __init__(self, recorded: Recorded, slots: int | None, draws: int) -> None:
         self._recorded = recorded
-        self._slots = slots
+        self._slots = sys.maxsize if slots is None else slots
         self._draws = draws
         self._now = 0
         self._waited = 0
         self._tokens = 0
-        self._started: set[str] = set()
         self._finished = 0
-        self._waiting: dict[str, tuple[Start, int]] = {}
+        self._started: set[str] = set()
+        self._waiting: dict[str, tuple[Start, int]] = {}  # with the path when it was asked for
         self._offers: dict[str, tuple[Start, int]] = {}
         self._running: dict[str, _Running] = {}
         self._ends: list[tuple[int, int, _Running]] = []  # heap
@@ -85,13 +91,13 @@ class _Slots:
 
     def apply(self, actions: Sequence[Action]) -> None:
         if actions:
-            self._offers = {}
+            self._offers.clear()
         for action in actions:
             if isinstance(action, Start):
                 self._ask(action)
             elif isinstance(action, Cancel):
                 self._cancel(action.nodes)
-        while self._waiting and self._has_room():
+        while self._waiting and (len(self._running) < self._slots or self._trim()):
             self._begin(*self._waiting.pop(next(iter(self._waiting))))
         while self._offers and len(self._running) < self._draws:
             self._begin(*self._offers.pop(next(iter(self._offers))), spare=True)
@@ -100,8 +106,7 @@ class _Slots:
         node = start.node
         if node in self._running:
             self._running[node].spare = start.value is not None
-            return
-        if start.value is None:
+        elif start.value is None:
             self._waiting[node] = start, self._waited
         else:
             self._waiting.pop(node, None)
@@ -113,15 +118,12 @@ class _Slots:
             if node in self._running:
                 self._tokens += self._now - self._running.pop(node).begun
 
-    def _has_room(self) -> bool:
-        if self._slots is None or len(self._running) < self._slots:
-            return True
+    def _trim(self) -> bool:
+        """Make room by ending the youngest node that can be spared, if there is one."""
         spare = [node for node, running in self._running.items() if running.spare]
-        if not spare:
-            return False
-        self._cancel(spare[-1:])  # the youngest
-        self._trimmed.append(Trimmed(spare[-1]))
-        return True
+        self._cancel(spare[-1:])
+        self._trimmed += map(Trimmed, spare[-1:])
+        return bool(spare)
 
     def _begin(self, start: Start, path: int, spare: bool = False) -> None:
         event = self._recorded(start)
@@ -131,7 +133,7 @@ class _Slots:
             if start.max_tokens is not None and start.max_tokens < tokens:
                 tokens = start.max_tokens
                 event = replace(event, n_tokens=tokens, stop_reason="length", answer="", group="")
-        running = _Running(start, event, tokens, self._now, path, spare)
+        running = _Running(event, tokens, self._now, path, spare)
         self._running[start.node] = running
         self._started.add(start.node)
         self._begun += 1
@@ -143,14 +145,14 @@ class _Slots:
             return events
         while self._ends:
             end, _, running = heapq.heappop(self._ends)
-            node = running.start.node
-            if self._running.get(node) is running:  # it was not cancelled meanwhile
-                del self._running[node]
+            event = running.event
+            if self._running.get(event.node) is running:  # it was not cancelled meanwhile
+                del self._running[event.node]
                 self._now = end
                 self._tokens += running.tokens
                 self._waited = max(self._waited, running.path + running.tokens)
-                self._finished += isinstance(running.event, Finished)
-                return (running.event,)
+                self._finished += isinstance(event, Finished)
+                return (event,)
         raise RuntimeError("the program waits, and nothing is running")
 
     def replayed(self, outcome: Outcome) -> Replayed:

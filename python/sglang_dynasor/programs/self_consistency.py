@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from typing import Protocol
 
 from sglang_dynasor.allocation import branch_values, expected_gain
 from sglang_dynasor.allocation.demand import Demand
-from sglang_dynasor.certaindex import CertaindexTracker, Evidence, WeightedTracker
+from sglang_dynasor.certaindex import CertaindexTracker, Evidence, Vote, WeightedTracker
 from sglang_dynasor.programs.params import MAX_BRANCHES
 from sglang_dynasor.programs.protocol import (
     Action,
@@ -27,6 +28,25 @@ from sglang_dynasor.programs.recorded import replay_nodes
 from sglang_dynasor.programs.self_consistency_params import SelfConsistencySettings
 
 _NAMES = tuple(map(str, range(MAX_BRANCHES)))
+_STARTS = tuple(map(Start, _NAMES))
+
+
+class VoteTracker(Protocol):
+    """What counts the votes of a program: `CertaindexTracker`, or what knows its figures."""
+
+    @property
+    def certaindex(self) -> float: ...
+
+    @property
+    def leader(self) -> Vote | None: ...
+
+    def add(self, branch: int, answer: str, weight: float = 1.0) -> None: ...
+
+    def exclude(self, branch: int) -> None: ...
+
+    def votes(self) -> list[Vote]: ...
+
+    def evidence(self) -> Evidence: ...
 
 
 class SelfConsistency:
@@ -39,13 +59,13 @@ class SelfConsistency:
     """
 
     def __init__(
-        self, settings: SelfConsistencySettings, tracker: CertaindexTracker | None = None
+        self, settings: SelfConsistencySettings, tracker: VoteTracker | None = None
     ) -> None:
         """`tracker` counts the votes, an empty one; by default as the settings say."""
         self._settings = settings
         self._offers = settings.offers and not settings.shadow
         self._groups: dict[str, str] = {}  # of each answer
-        self._tracker = tracker or self._new_tracker()
+        self._tracker: VoteTracker = tracker or self._new_tracker()
         self._evidence = self._tracker.evidence()
         self._finished: list[Finished] = []  # in finishing order
         self._failed: list[int] = []
@@ -85,18 +105,18 @@ class SelfConsistency:
         return self._next_actions()
 
     def _count(self, event: Finished) -> ProgramStop | None:
+        branch = int(event.node)
         self._finished.append(event)
         self._tokens += event.n_tokens
-        self._end(int(event.node))
-        self._vote(event)
+        self._end(branch)
+        self._vote(branch, event)
         if self._settings.shadow:
             return None
         self._evidence = self._tracker.evidence()
         decision = self._settings.rule.decide(self._evidence)
         return None if decision is None else decision.stop_reason
 
-    def _vote(self, event: Finished) -> None:
-        branch = int(event.node)
+    def _vote(self, branch: int, event: Finished) -> None:
         if event.stop_reason == "pruned":
             self._tracker.exclude(branch)
             return
@@ -126,7 +146,8 @@ class SelfConsistency:
         for branch in self._failed:
             self._tracker.exclude(branch)
         for finished in self._finished:
-            self._vote(replace(finished, group=event.groups[finished.node]))
+            group = event.groups[finished.node]
+            self._vote(int(finished.node), replace(finished, group=group))
         self._evidence = self._tracker.evidence()
 
     def _new_tracker(self) -> CertaindexTracker:
@@ -196,6 +217,8 @@ class SelfConsistency:
         return starts
 
     def _start(self, branch: int) -> Start:
+        if self._share is None:
+            return _STARTS[branch]
         return Start(_NAMES[branch], max_tokens=self._share)
 
     def _offer(self, limit: int) -> Iterator[Start]:

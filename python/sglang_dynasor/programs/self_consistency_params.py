@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 from pydantic import Field, model_validator
 
@@ -54,6 +54,10 @@ class SelfConsistencySettings(Settings):
 class SelfConsistencyParams(AnswerParams):
     """Fields of `algorithm: self_consistency`."""
 
+    of_the_server: ClassVar[tuple[str, ...]] = (
+        *("max_branches", "min_branches", "grants", "draw", "rule", "threshold", "vote"),
+        *("branch_rule", "keep_top", "confidence_bar", "stop_loops"),
+    )
     max_branches: int | None = Field(
         None, ge=1, le=MAX_BRANCHES, description="branches it may use, 1 to 512"
     )

@@ -12,14 +12,13 @@ from sglang_dynasor.allocation import (
     Decision,
     DynasorRule,
     FixedGrants,
-    Sample,
     StopRule,
     ThresholdRule,
     make_rule,
     parse_grants,
-    replay,
 )
 from sglang_dynasor.certaindex import CertaindexTracker, Evidence
+from sglang_dynasor.offline import Sample, replay
 
 reproducible = settings(derandomize=True, deadline=None, max_examples=300)
 STOPPING = [
@@ -55,13 +54,14 @@ def test_adaptive_grants_use_exactly_the_branches_of_one_at_a_time(
     one_at_a_time = replay(samples, rule, FixedGrants((1,)), "sequential")
     for order in ("sequential", "concurrent"):
         adaptive = replay(samples, rule, AdaptiveGrants(rule), order)
-        assert adaptive.answer == one_at_a_time.answer
-        assert adaptive.decision == one_at_a_time.decision
+        assert adaptive.outcome.answer == one_at_a_time.outcome.answer
+        assert adaptive.outcome.stop_reason == one_at_a_time.outcome.stop_reason
+        assert adaptive.outcome.certaindex == one_at_a_time.outcome.certaindex
         assert adaptive.tokens == one_at_a_time.tokens
         # The stop comes with the last branch of a grant, never inside it: nothing is cancelled.
-        assert adaptive.branches_started == one_at_a_time.branches_started
-        assert adaptive.branches_finished == one_at_a_time.branches_finished
-        assert adaptive.rounds <= one_at_a_time.rounds
+        assert adaptive.started == one_at_a_time.started
+        assert adaptive.finished == one_at_a_time.finished
+        assert adaptive.outcome.rounds <= one_at_a_time.outcome.rounds
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sglang_dynasor.allocation.traces import TraceCertainty, TraceProblem, TraceSample, read_traces
+from sglang_dynasor.offline.traces import TraceCertainty, TraceProblem, TraceSample, read_traces
 
 SAMPLE = {"answer": "4", "correct": 1, "n_tokens": 12, "text": "2 + 2 = 4", "reward": -0.5}
 PROBLEM = {"id": 0, "problem": "2 + 2?", "gold": "4", "model": "m", "samples": [SAMPLE]}

@@ -4,8 +4,8 @@ import random
 
 import pytest
 
-from sglang_dynasor.allocation.study import THRESHOLDS, Correlation, Study, study
-from sglang_dynasor.allocation.traces import TraceProblem, TraceSample
+from paper_study import THRESHOLDS, Correlation, Study, study
+from sglang_dynasor.offline import TraceProblem, TraceSample
 
 POLICIES = ["even", "static", "initial curve", "5-step", "single-step", "dynamic curve"]
 

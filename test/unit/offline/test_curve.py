@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sglang_dynasor.allocation import CurvePoint, Sample, cheapest_equal, fixed_curve, full_vote
 from sglang_dynasor.certaindex import canonical_key
+from sglang_dynasor.offline import CurvePoint, Sample, cheapest_equal, fixed_curve, full_vote
 
 reproducible = settings(derandomize=True, deadline=None, max_examples=200)
 

@@ -9,34 +9,45 @@ before any data was seen, and testing ends with the first that fails. Then no co
 number of tests is needed: a wrong acceptance takes passing the first setting of the sequence that
 is truly too harmful, whose test errs with probability 1 - confidence at most, and whatever comes
 behind it is only reached through that one.
+
+The promise is for the process that is replayed: the very program that serves, with its offers or
+rounds, its grouping and its branches at one speed, on an engine that draws nothing beyond what the
+vote needs (`speculative_share` 0). Where idle places are drawn, or branches run at different
+speeds, other branches end first, and the bound is an estimate.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from sglang_dynasor.allocation.confidence_bar import is_below
-from sglang_dynasor.allocation.grants import AdaptiveGrants
-from sglang_dynasor.allocation.replay import Sample, full_vote, replay
-from sglang_dynasor.allocation.rules import make_rule
-from sglang_dynasor.allocation.traces import TraceProblem, TraceSample
-from sglang_dynasor.certaindex.canonical import canonical_key
+from sglang_dynasor.allocation import AdaptiveGrants, make_rule
+from sglang_dynasor.certaindex import canonical_key
+from sglang_dynasor.offline.recorded_bar import is_below
+from sglang_dynasor.offline.replay import Contender, Sample, Samples, full_vote
+from sglang_dynasor.offline.traces import TraceProblem, TraceSample
 
 _POSTERIORS = (
     *(0.999, 0.998, 0.995, 0.99, 0.98, 0.97, 0.96, 0.95, 0.93),
     *(0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6),
 )
 _CERTAINDICES = tuple(round(1 - 0.05 * step, 2) for step in range(15))  # 1.0 down to 0.3
+_LOWER = tuple(round(0.05 * step, 2) for step in range(13))  # a lower threshold, 0.0 up to 0.6
+KeyOf = Callable[[str], str]
+
+
+def by_spelling() -> KeyOf:
+    """The groups of one problem's answers without algebra."""
+    return canonical_key
 
 
 @dataclass(frozen=True, slots=True)
-class Outcomes:
+class SettingEffects:
     """What each setting (rows, most careful first) does to each problem (columns).
 
     `harm`: the full vote is right and the setting's answer wrong; `gain`: the reverse. `tokens`
@@ -105,7 +116,10 @@ class Calibration:
 
 
 def default_thresholds(rule: str) -> tuple[float, ...]:
-    """Return the sequence for a rule: certaindices for "threshold", posteriors for the others."""
+    """Return the sequence for a rule: certaindices for "threshold" and, from below, for "hopeless";
+    posteriors for the others."""
+    if rule == "hopeless":
+        return _LOWER
     return _CERTAINDICES if rule == "threshold" else _POSTERIORS
 
 
@@ -120,6 +134,8 @@ def calibrate(
     confidence: float,
     seed: int,
     bar: float | None = None,
+    offers: bool = True,
+    key_of: Callable[[], KeyOf] = by_spelling,
 ) -> Calibration:
     """Return the most saving of `thresholds` that harms at most `max_harm` of problems.
 
@@ -127,10 +143,10 @@ def calibrate(
     promise holds with `confidence`, for independent problems like these and programs of
     `max_branches`; `max_harm` and `confidence` are within 0 and 1, both excluded. `bar` is that of
     `recorded_bar`, where branches below it are to be pruned: it looks at no label, so
-    taking it from the same problems does not bend the promise. Raises ValueError as
-    `replay_settings` and `choose` do.
+    taking it from the same problems does not bend the promise. `offers` and `key_of` are those of
+    `replay_settings`. Raises ValueError as `replay_settings` and `choose` do.
     """
-    outcomes = replay_settings(
+    effects = replay_settings(
         problems,
         rule,
         thresholds,
@@ -138,8 +154,10 @@ def calibrate(
         max_branches=max_branches,
         seed=seed,
         bar=bar,
+        offers=offers,
+        key_of=key_of,
     )
-    return choose(outcomes, thresholds, max_harm, confidence)
+    return choose(effects, thresholds, max_harm, confidence)
 
 
 def replay_settings(
@@ -151,13 +169,17 @@ def replay_settings(
     max_branches: int,
     seed: int,
     bar: float | None = None,
-) -> Outcomes:
+    offers: bool = True,
+    key_of: Callable[[], KeyOf] = by_spelling,
+) -> SettingEffects:
     """Replay every setting on one seeded ordering of each problem's samples.
 
     One ordering, because several of one problem are not independent evidence. An answer is right
     where the trace labels it so, or where it equals the gold answer and labels are missing.
     Behind the first `min_branches`, a branch whose lowest group is below `bar` nats has no vote;
-    the full vote is that of all branches. Raises ValueError naming the field: for a problem with
+    the full vote is that of all branches. `offers`: branches start as with `draw: offer`, else in
+    rounds. `key_of` gives the grouping of a new problem: that of the answers as they are served.
+    Raises ValueError naming the field: for a problem with
     fewer than `max_branches` samples, and for settings that the rule refuses.
     """
     if not 1 <= min_branches <= max_branches:
@@ -175,32 +197,35 @@ def replay_settings(
             replace(sample, pruned=index >= min_branches and is_below(bar, item, problem))
             for index, (sample, item) in enumerate(zip(samples, recorded, strict=True))
         ]
-        right_keys = _right_keys(problem)
-        full_right = canonical_key(full_vote(samples)) in right_keys
+        group = key_of()
+        right_keys = _right_keys(problem, group)
+        full_right = group(full_vote(samples, group)) in right_keys
+        replayed = Samples(pruned, group)
         full_tokens[column] = sum(sample.n_tokens for sample in samples)
         for row, stop_rule in enumerate(rules):
-            outcome = replay(pruned, stop_rule, AdaptiveGrants(stop_rule), "concurrent")
-            right = canonical_key(outcome.answer) in right_keys
+            contender = Contender(stop_rule, AdaptiveGrants(stop_rule), offers)
+            run = replayed.replay(contender)
+            right = group(run.outcome.answer) in right_keys
             harm[row, column] = full_right and not right
             gain[row, column] = right and not full_right
-            tokens[row, column] = outcome.tokens
-    return Outcomes(harm, gain, tokens, full_tokens)
+            tokens[row, column] = run.tokens
+    return SettingEffects(harm, gain, tokens, full_tokens)
 
 
 def choose(
-    outcomes: Outcomes, thresholds: Sequence[float], max_harm: float, confidence: float
+    effects: SettingEffects, thresholds: Sequence[float], max_harm: float, confidence: float
 ) -> Calibration:
     """Test the settings in their order and return the last one before a failure.
 
     Raises ValueError for no setting or no problem, and for fractions out of their range.
     """
-    settings, n = outcomes.harm.shape
+    settings, n = effects.harm.shape
     if not settings or settings != len(thresholds) or not n:
         raise ValueError(f"thresholds and problems must not be empty: {settings} of {n}")
-    harms = outcomes.harm.sum(axis=1)
+    harms = effects.harm.sum(axis=1)
     passed = passed_settings(harms, n, max_harm, confidence)
-    gains = outcomes.gain.sum(axis=1)
-    saved = 1 - outcomes.tokens.sum(axis=1) / outcomes.full_tokens.sum()
+    gains = effects.gain.sum(axis=1)
+    saved = 1 - effects.tokens.sum(axis=1) / effects.full_tokens.sum()
     tested = tuple(
         SettingResult(
             threshold=thresholds[row],
@@ -266,8 +291,10 @@ def _drawn(
     return [problem.samples[index] for index in order]
 
 
-def _right_keys(problem: TraceProblem) -> set[str]:
-    right = {canonical_key(sample.answer) for sample in problem.samples if sample.correct}
+def _right_keys(problem: TraceProblem, group: KeyOf) -> set[str]:
+    for sample in problem.samples:
+        group(sample.answer)  # a later answer may split a group: first hear all of them
+    right = {group(sample.answer) for sample in problem.samples if sample.correct}
     if any(sample.correct is None for sample in problem.samples):
-        right.add(canonical_key(problem.gold))
+        right.add(group(problem.gold))
     return right - {""}  # no answer is never right

@@ -8,17 +8,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from sglang_dynasor.allocation.curve import CurvePoint, cheapest_equal, vote_leaders
-from sglang_dynasor.allocation.grants import AdaptiveGrants, FixedGrants, GrantPolicy
-from sglang_dynasor.allocation.replay import (
-    Order,
-    Outcome,
-    Sample,
-    SamplesInOrder,
-    replay,
-    replay_in_order,
-)
-from sglang_dynasor.allocation.rules import (
+from sglang_dynasor.allocation import (
+    AdaptiveGrants,
     BetaRule,
     DecidedRule,
     DeepConfRule,
@@ -26,55 +17,45 @@ from sglang_dynasor.allocation.rules import (
     DynasorRule,
     EProcessRule,
     EscRule,
+    FixedGrants,
     HopelessRule,
     SprtRule,
-    StopRule,
     ThresholdRule,
 )
-from sglang_dynasor.allocation.traces import TraceProblem, TraceSample
-from sglang_dynasor.certaindex import WeightedTracker, canonical_key, normalised_reward
+from sglang_dynasor.certaindex import canonical_key
+from sglang_dynasor.offline.curve import CurvePoint, cheapest_equal, vote_leaders
+from sglang_dynasor.offline.replay import Contender, Order, Sample, Samples
+from sglang_dynasor.offline.traces import TraceProblem, TraceSample
+from sglang_dynasor.programs import Replayed
 
 BOOTSTRAP_SAMPLES = 1000
 DEEPCONF_WARM_UP = 16
 _INTERVAL_PERCENT = (2.5, 97.5)
-
-
-@dataclass(frozen=True, slots=True)
-class Contender:
-    """A stop rule with the grants it is used with; `weighted`: votes count by confidence."""
-
-    rule: StopRule
-    grants: GrantPolicy
-    weighted: bool = False
-
-    @property
-    def one_at_a_time(self) -> bool:
-        """Whether only one branch runs at any time, so that the order of finishing is given."""
-        return self.grants == FixedGrants((1,))
+ONE_AT_A_TIME = FixedGrants((1,))
 
 
 def contenders(max_branches: int) -> dict[str, Contender]:
     """Every rule in the form its authors use it, and ours as shipped; none is tuned to a file."""
-    one_at_a_time = FixedGrants((1,))
     esc, decided, dynasor = EscRule(), DecidedRule(), DynasorRule()
     warm_up = min(DEEPCONF_WARM_UP, max_branches)
     return {
         "threshold": Contender(
             ThresholdRule(recheck=False), FixedGrants((5, max(1, max_branches - 5)))
         ),
-        "threshold_every_step": Contender(ThresholdRule(), one_at_a_time),
+        "threshold_every_step": Contender(ThresholdRule(), ONE_AT_A_TIME),
         "esc": Contender(esc, FixedGrants((esc.window,))),
-        "adaptive_consistency": Contender(BetaRule(), one_at_a_time),
-        "dirichlet": Contender(DirichletRule(), one_at_a_time),
-        "sprt": Contender(SprtRule(), one_at_a_time),
-        "e_process": Contender(EProcessRule(), one_at_a_time),
+        "adaptive_consistency": Contender(BetaRule(), ONE_AT_A_TIME),
+        "dirichlet": Contender(DirichletRule(), ONE_AT_A_TIME),
+        "sprt": Contender(SprtRule(), ONE_AT_A_TIME),
+        "e_process": Contender(EProcessRule(), ONE_AT_A_TIME),
         # Its consensus; which branches its bar would have pruned, and when, no trace tells.
         "deepconf": Contender(
             DeepConfRule(warm_up=warm_up), FixedGrants((warm_up, 1)), weighted=True
         ),
-        "hopeless": Contender(HopelessRule(), one_at_a_time),
+        "hopeless": Contender(HopelessRule(), ONE_AT_A_TIME),
         "decided": Contender(decided, AdaptiveGrants(decided)),
         "dynasor": Contender(dynasor, AdaptiveGrants(dynasor)),
+        "dynasor_offers": Contender(dynasor, AdaptiveGrants(dynasor), offers=True),
     }
 
 
@@ -170,21 +151,14 @@ def compare(
         shuffles = Shuffles(problem, max_branches)
         tokens_per_branch += shuffles.mean_tokens
         for seed in range(seeds):
-            samples = shuffles.draw(seed)
-            leaders = vote_leaders([shuffles.keys[sample.answer] for sample in samples])
+            drawn = shuffles.draw(seed)
+            samples = Samples(drawn, shuffles.keys.__getitem__)
+            leaders = vote_leaders([shuffles.keys[sample.answer] for sample in drawn])
             full = leaders[-1]
             correct_by_k += [leader in shuffles.right for leader in leaders]
-            totals["fixed"] += shuffles.figures(_everything(samples, full), full)
-            equal = SamplesInOrder(samples)
-            weighted = SamplesInOrder(samples, WeightedTracker(max_branches))
+            totals["fixed"] += shuffles.fixed(drawn, full)
             for name, contender in contending.items():
-                if order == "sequential":
-                    known = weighted if contender.weighted else equal
-                    outcome = replay_in_order(known, contender.rule, contender.grants)
-                else:
-                    tracker = WeightedTracker(max_branches) if contender.weighted else None
-                    outcome = replay(samples, contender.rule, contender.grants, order, tracker)
-                totals[name] += shuffles.figures(outcome, full)
+                totals[name] += shuffles.figures(samples.replay(contender, order), full)
         for name, total in totals.items():
             rows[name].append(list(total / seeds))
     runs = len(problems) * seeds
@@ -229,30 +203,38 @@ class Shuffles:
     def draw(self, seed: int) -> list[Sample]:
         return random.Random(f"{seed}:{self._id}").sample(self._samples, self._max_branches)
 
-    def figures(self, outcome: Outcome, full: str | None) -> list[float]:
+    def figures(self, replayed: Replayed, full: str | None) -> list[float]:
         """One row in the order of `Figures`."""
-        key = self.keys.get(outcome.answer) or None
+        return self._row(
+            self.keys.get(replayed.outcome.answer) or None,
+            full,
+            replayed.tokens,
+            replayed.finished,
+            replayed.outcome.rounds,
+            replayed.sequential_tokens,
+        )
+
+    def fixed(self, samples: Sequence[Sample], full: str | None) -> list[float]:
+        """The row of the fixed maximum: every branch at once."""
+        lengths = [sample.n_tokens for sample in samples]
+        return self._row(full, full, sum(lengths), len(lengths), 1, max(lengths))
+
+    def _row(
+        self, key: str | None, full: str | None, tokens: int, samples: int, rounds: int, path: int
+    ) -> list[float]:
         right, full_right = key in self.right, full in self.right
         return [
             float(right),
             float(full_right and not right),
             float(right and not full_right),
             float(key != full),
-            outcome.tokens,
-            outcome.branches_finished,
-            outcome.rounds,
-            outcome.critical_path_tokens / self.mean_tokens,
+            tokens,
+            samples,
+            rounds,
+            path / self.mean_tokens,
         ]
 
 
 def _sample(recorded: TraceSample) -> Sample:
-    reward = None if recorded.reward is None else normalised_reward(recorded.reward)
     confidence = (recorded.certainty or {}).get("lowest_group")
-    return Sample(recorded.answer, recorded.n_tokens, recorded.correct, reward, confidence)
-
-
-def _everything(samples: Sequence[Sample], full: str | None) -> Outcome:
-    """The fixed maximum: every branch at once."""
-    lengths = [sample.n_tokens for sample in samples]
-    answer = next((s.answer for s in samples if full and canonical_key(s.answer) == full), "")
-    return Outcome(answer, None, sum(lengths), len(lengths), len(lengths), 1, max(lengths))
+    return Sample(recorded.answer, recorded.n_tokens, recorded.correct, confidence)

@@ -1,27 +1,28 @@
 from __future__ import annotations
 
 import random
+from typing import NamedTuple
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from sglang_dynasor.allocation import FixedGrants, Sample, ThresholdRule, full_vote, replay
-from sglang_dynasor.allocation.policies import (
+from paper_policies import (
     AllocationPolicy,
     AllocationStop,
     Curves,
     Even,
     Length,
-    PolicyOutcome,
     StepCurve,
     Threshold,
     fit_curves,
     fit_envelope,
     oracle_steps,
-    run_policy,
+    replay_policy,
 )
+from sglang_dynasor.allocation import FixedGrants, ThresholdRule
 from sglang_dynasor.certaindex import CertaindexTracker, Evidence
+from sglang_dynasor.offline import Sample, Samples, full_vote, replay
 
 reproducible = settings(derandomize=True, deadline=None, max_examples=300)
 SAMPLES = st.lists(
@@ -34,6 +35,24 @@ POINTS = st.lists(
 )
 PROBLEMS = st.lists(st.lists(st.sampled_from("abc"), min_size=9, max_size=9), min_size=1)
 CURVE = StepCurve((0.2, 0.6, 1.0), (9, 4, 1))
+
+
+class Ran(NamedTuple):
+    """What a policy did: `path` is the sum over rounds of the longest branch."""
+
+    answer: str
+    stop_reason: str
+    tokens: int
+    branches: int
+    rounds: int
+    path: int
+
+
+def run_policy(samples: list[Sample], policy: AllocationPolicy) -> Ran:
+    run = replay_policy(Samples(samples), policy)
+    outcome = run.outcome
+    spent = (run.tokens, run.finished, outcome.rounds, run.sequential_tokens)
+    return Ran(outcome.answer, outcome.stop_reason, *spent)
 
 
 def samples_of(answers: str, n_tokens: int = 10) -> list[Sample]:
@@ -86,15 +105,15 @@ def test_a_policy_answers_the_evidence(
 @pytest.mark.parametrize(
     ("policy", "outcome"),
     [
-        (Even(3), PolicyOutcome("a", "budget", 60, 3, 1, 30)),
-        (Even(6), PolicyOutcome("a", "completed", 130, 6, 1, 40)),
-        (Length(2, 30), PolicyOutcome("a", "certain", 30, 2, 1, 20)),
-        (Length(2, 29), PolicyOutcome("a", "completed", 130, 6, 2, 60)),
-        (Threshold(0.7, at=2), PolicyOutcome("a", "completed", 130, 6, 2, 60)),
-        (Threshold(0.5, at=2, every=2), PolicyOutcome("a", "certain", 100, 4, 2, 60)),
-        (Threshold(0.6, at=2, every=1), PolicyOutcome("a", "completed", 130, 6, 5, 120)),
-        (Curves({2: CURVE}), PolicyOutcome("a", "completed", 130, 6, 2, 60)),
-        (Curves({4: CURVE}), PolicyOutcome("a", "certain", 100, 4, 1, 40)),
+        (Even(3), Ran("a", "budget", 60, 3, 1, 30)),
+        (Even(6), Ran("a", "completed", 130, 6, 1, 40)),
+        (Length(2, 30), Ran("a", "certain", 30, 2, 1, 20)),
+        (Length(2, 29), Ran("a", "completed", 130, 6, 2, 60)),
+        (Threshold(0.7, at=2), Ran("a", "completed", 130, 6, 2, 60)),
+        (Threshold(0.5, at=2, every=2), Ran("a", "certain", 100, 4, 2, 60)),
+        (Threshold(0.6, at=2, every=1), Ran("a", "completed", 130, 6, 5, 120)),
+        (Curves({2: CURVE}), Ran("a", "completed", 130, 6, 2, 60)),
+        (Curves({4: CURVE}), Ran("a", "certain", 100, 4, 1, 40)),
     ],
 )
 def test_a_run_counts_tokens_rounds_and_the_critical_path(policy, outcome) -> None:
@@ -110,9 +129,7 @@ def test_a_policy_of_ones_own_is_one_method() -> None:
         def next_step(self, evidence: Evidence, spent_tokens: int) -> int | AllocationStop:
             return "certain" if max(evidence.counts, default=0) > 1 else 1
 
-    assert run_policy(samples_of("abcbd"), UntilTwoAgree()) == PolicyOutcome(
-        "b", "certain", 40, 4, 4, 40
-    )
+    assert run_policy(samples_of("abcbd"), UntilTwoAgree()) == Ran("b", "certain", 40, 4, 4, 40)
 
 
 @pytest.mark.parametrize("size", [0, -1, 3])
@@ -144,9 +161,9 @@ def test_the_single_step_threshold_is_the_threshold_rule_one_branch_at_a_time(
     rule = ThresholdRule(threshold, at=at, min_branches=1)
     theirs = replay(samples, rule, FixedGrants((at, 1)), "sequential")
     assert (ours.answer, ours.tokens, ours.branches) == (
-        theirs.answer,
+        theirs.outcome.answer,
         theirs.tokens,
-        theirs.branches_finished,
+        theirs.finished,
     )
 
 
@@ -155,7 +172,7 @@ def test_the_single_step_threshold_is_the_threshold_rule_one_branch_at_a_time(
 def test_a_run_stays_within_its_samples(samples, policy) -> None:
     outcome = run_policy(samples, policy)
     assert 1 <= outcome.rounds <= outcome.branches <= len(samples)
-    assert outcome.critical_path_tokens <= outcome.tokens
+    assert outcome.path <= outcome.tokens
     assert outcome.answer == full_vote(samples[: outcome.branches])
     if outcome.stop_reason == "completed":
         assert outcome.branches == len(samples)

@@ -8,16 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sglang_dynasor.allocation import CurvePoint, DecidedRule, Decision, FixedGrants, ThresholdRule
-from sglang_dynasor.allocation.contenders import (
+from sglang_dynasor.allocation import DecidedRule, Decision, FixedGrants, ThresholdRule
+from sglang_dynasor.certaindex import Evidence
+from sglang_dynasor.offline import Contender, CurvePoint, TraceProblem, TraceSample
+from sglang_dynasor.offline.contenders import (
     Comparison,
-    Contender,
     compare,
     contenders,
     merged,
 )
-from sglang_dynasor.allocation.traces import TraceProblem, TraceSample
-from sglang_dynasor.certaindex import Evidence
 
 ORDERS = ("sequential", "concurrent")
 MEANS = ["accuracy", "harm", "gain", "disagreements", "tokens", "samples", "rounds"]
@@ -64,6 +63,9 @@ class Watching:
 
     def inactive(self, evidence: Evidence) -> str | None:
         return None
+
+    def asked_after(self, evidence: Evidence) -> range:
+        return range(1, evidence.remaining)
 
 
 @pytest.mark.parametrize("order", ORDERS)

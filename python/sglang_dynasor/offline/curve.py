@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sglang_dynasor.allocation.replay import Sample
 from sglang_dynasor.certaindex.canonical import canonical_key
+from sglang_dynasor.offline.replay import Sample
 
 _ACCURACY_SLACK = 1e-9
 

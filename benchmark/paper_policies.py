@@ -14,7 +14,8 @@ Paper sections 3.2, B.2 and G.4 (Table 4) name seven; here they are four classes
 
 A stop rule is another thing: it is asked after every single branch and cancels the running ones.
 A policy lets a round finish, so its tokens are never wasted and its checks never overlap; what it
-trades is the number of rounds, the program's latency, against the branches it saves.
+trades is the number of rounds, the program's latency, against the branches it saves. It is run by
+a program of its own, `PolicyProgram`.
 """
 
 from __future__ import annotations
@@ -24,10 +25,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from sglang_dynasor.allocation.replay import Sample
-from sglang_dynasor.certaindex.canonical import canonical_key
+from sglang_dynasor.certaindex import CertaindexTracker, Evidence, canonical_key
 from sglang_dynasor.certaindex.entropy import AGREEMENT_DIGITS
-from sglang_dynasor.certaindex.tracker import CertaindexTracker, Evidence
+from sglang_dynasor.offline import Sample, Samples
+from sglang_dynasor.programs import (
+    Action,
+    Event,
+    Finished,
+    Outcome,
+    ProgramStop,
+    Replayed,
+    Start,
+    replay_nodes,
+)
 
 AllocationStop = Literal["certain", "budget"]
 
@@ -213,46 +223,66 @@ def oracle_steps(samples: Sequence[Sample], gold_key: str) -> int | None:
     return needed
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyOutcome:
-    """One program run by a policy.
+class PolicyProgram:
+    """Runs the grants of a policy to their end, at most `max_branches`, and takes the majority."""
 
-    `stop_reason` is "completed" where no branch was left to grant. `critical_path_tokens` is the
-    sum over rounds of the longest branch: the latency with every branch at the same speed.
-    """
+    def __init__(self, policy: AllocationPolicy, max_branches: int) -> None:
+        self._policy = policy
+        self._tracker = CertaindexTracker(max_branches)
+        self._answers: dict[str, str] = {}
+        self._spent = self._started = self._rounds = 0
 
-    answer: str
-    stop_reason: AllocationStop | Literal["completed"]
-    tokens: int
-    branches: int
-    rounds: int
-    critical_path_tokens: int
+    def start(self) -> Sequence[Action]:
+        """Return the first grant. Raises ValueError for a policy that stops before it."""
+        step = self._policy.next_step(self._tracker.evidence(), 0)
+        if isinstance(step, str):
+            raise ValueError(f"a program needs a first grant, not {step}")
+        return self._grant(step)
+
+    def on(self, events: Sequence[Event]) -> Sequence[Action] | Outcome:
+        """Count what has ended; ask the policy once all of a grant have."""
+        for event in events:
+            assert isinstance(event, Finished), "recorded branches do nothing else"
+            self._tracker.add(int(event.node), event.answer)
+            self._answers[event.node] = event.answer
+            self._spent += event.n_tokens
+        evidence = self._tracker.evidence()
+        if not evidence.remaining:
+            return self._outcome("completed")
+        if evidence.finished < self._started:
+            return ()
+        step = self._policy.next_step(evidence, self._spent)
+        return self._outcome(step) if isinstance(step, str) else self._grant(step)
+
+    def _grant(self, size: int) -> Sequence[Action]:
+        remaining = self._tracker.evidence().remaining
+        if not 1 <= size <= remaining:
+            raise ValueError(f"a grant must be 1 to {remaining}, not {size}")
+        first = self._started
+        self._started += size
+        self._rounds += 1
+        return [Start(str(branch)) for branch in range(first, self._started)]
+
+    def _outcome(self, stop_reason: ProgramStop) -> Outcome:
+        leader = self._tracker.leader
+        return Outcome(
+            stop_reason=stop_reason,
+            answer=leader.answer if leader else "",
+            node=str(leader.first_branch) if leader else None,
+            certaindex=self._tracker.certaindex,
+            votes=tuple(self._tracker.votes()),
+            answers=self._answers,
+            rounds=self._rounds,
+        )
 
 
-def run_policy(samples: Sequence[Sample], policy: AllocationPolicy) -> PolicyOutcome:
+def replay_policy(samples: Samples, policy: AllocationPolicy) -> Replayed:
     """Return what `policy` would have done on recorded samples, the program's most branches.
 
-    Raises ValueError without samples, or for a grant that is not within 1 and what remains.
+    Raises ValueError for a grant that is not within 1 and what remains.
     """
-    tracker = CertaindexTracker(len(samples))
-    stop_reason: AllocationStop | Literal["completed"] = "completed"
-    tokens = rounds = critical_path = started = 0
-    while started < len(samples):
-        step = policy.next_step(tracker.evidence(), tokens)
-        if isinstance(step, str):
-            stop_reason = step
-            break
-        if not 1 <= step <= len(samples) - started:
-            raise ValueError(f"a grant must be 1 to {len(samples) - started}, not {step}")
-        for branch in range(started, started + step):
-            tracker.add(branch, samples[branch].answer)
-        lengths = [sample.n_tokens for sample in samples[started : started + step]]
-        started += step
-        tokens += sum(lengths)
-        critical_path += max(lengths)
-        rounds += 1
-    answer = tracker.leader.answer if tracker.leader else ""
-    return PolicyOutcome(answer, stop_reason, tokens, started, rounds, critical_path)
+    program = PolicyProgram(policy, len(samples.samples))
+    return replay_nodes(program, lambda start: samples.nodes[start.node])
 
 
 def _votes(samples: Sequence[Sample]) -> Iterator[tuple[str, float]]:

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sglang_dynasor.allocation.certainty_study import CertaintyStudy, auroc, certainty_study
-from sglang_dynasor.allocation.traces import TraceProblem, TraceSample
+from certainty_signals import CertaintyStudy, auroc, certainty_study
+from sglang_dynasor.offline.traces import TraceProblem, TraceSample
 
 reproducible = settings(derandomize=True, deadline=None, max_examples=200)
 

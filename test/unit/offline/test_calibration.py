@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ import pytest
 from scipy import stats
 
 from sglang_dynasor import cli
-from sglang_dynasor.allocation.calibration import (
-    Outcomes,
+from sglang_dynasor.allocation.profile import CalibrationProfile, checkpoint_hash
+from sglang_dynasor.config import DynasorConfig
+from sglang_dynasor.models import default_model_path
+from sglang_dynasor.offline.calibration import (
+    SettingEffects,
     calibrate,
     choose,
     default_thresholds,
@@ -22,11 +26,8 @@ from sglang_dynasor.allocation.calibration import (
     problems_needed,
     replay_settings,
 )
-from sglang_dynasor.allocation.confidence_bar import recorded_bar
-from sglang_dynasor.allocation.profile import CalibrationProfile, checkpoint_hash
-from sglang_dynasor.allocation.traces import TraceCertainty, TraceProblem, TraceSample
-from sglang_dynasor.config import DynasorConfig
-from sglang_dynasor.models import default_model_path
+from sglang_dynasor.offline.recorded_bar import recorded_bar
+from sglang_dynasor.offline.traces import TraceCertainty, TraceProblem, TraceSample
 
 REPETITIONS = 500
 # Shares of the answers, the right one first: easy, contested, and hopeless problems.
@@ -50,13 +51,15 @@ def population(size: int, branches: int, seed: int) -> list[TraceProblem]:
     return problems
 
 
-def replayed(problems: list[TraceProblem], rule: str, thresholds: Any, **changes: Any) -> Outcomes:
+def replayed(
+    problems: list[TraceProblem], rule: str, thresholds: Any, **changes: Any
+) -> SettingEffects:
     options = {"min_branches": 1, "max_branches": len(problems[0].samples), "seed": 0} | changes
     return replay_settings(problems, rule, thresholds, **options)
 
 
 @pytest.fixture(scope="module")
-def pools() -> dict[str, Outcomes]:
+def pools() -> dict[str, SettingEffects]:
     problems = population(1500, 12, seed=1)
     return {rule: replayed(problems, rule, THRESHOLDS) for rule in ("beta", "dynasor")}
 
@@ -64,7 +67,7 @@ def pools() -> dict[str, Outcomes]:
 @pytest.mark.parametrize("rule", ["beta", "dynasor"])
 @pytest.mark.parametrize(("n", "confidence"), [(250, 0.9), (120, 0.8)])
 def test_the_promise_holds_in_500_repetitions(
-    pools: dict[str, Outcomes], rule: str, n: int, confidence: float
+    pools: dict[str, SettingEffects], rule: str, n: int, confidence: float
 ) -> None:
     """Problems drawn with replacement come from the pool's own distribution: its mean is exact."""
     harm = pools[rule].harm
@@ -169,7 +172,7 @@ def test_the_last_accepted_setting_is_returned_with_its_figures() -> None:
     harm = np.zeros((3, 300), bool)
     harm[1:, :2] = harm[2, :9] = True
     tokens = np.repeat([[80], [50], [20]], 300, axis=1)
-    outcomes = Outcomes(harm, np.roll(harm, 50, axis=1), tokens, np.full(300, 100))
+    outcomes = SettingEffects(harm, np.roll(harm, 50, axis=1), tokens, np.full(300, 100))
     result = choose(outcomes, (0.9, 0.8, 0.7), max_harm=0.03, confidence=0.95)
     assert (result.threshold, result.harm, result.gain, result.n) == (0.8, 2, 2, 300)
     assert result.harm_bound == harm_upper_bound(2, 300, 0.95)
@@ -193,7 +196,7 @@ def test_too_few_problems_and_too_much_harm_are_told_apart() -> None:
     assert "40 problems are too few" in few.verdict
     assert "299" in few.verdict
     zeros = np.zeros((1, 300), bool)
-    harmful = Outcomes(~zeros, zeros, np.ones((1, 300), int), np.ones(300, int))
+    harmful = SettingEffects(~zeros, zeros, np.ones((1, 300), int), np.ones(300, int))
     assert (
         "harmed 300 of them, so its harm may be up to 100.00%"
         in choose(harmful, (0.9,), 0.01, 0.95).verdict
@@ -371,3 +374,41 @@ def test_a_profile_with_a_bar_prunes_unless_the_operator_names_a_share(
     assert (config.keep_top, config.certainty_group_tokens) == (0.9, 16)
     own = DynasorConfig.parse({"profile": str(out), "keep_top": 0.5})
     assert (own.branch_rule, own.confidence_bar) == ("none", None)
+
+
+def test_calibration_replays_offers_and_rounds_as_they_are_served() -> None:
+    random = np.random.default_rng(7)
+    problems = []
+    for same_lengths in population(30, 12, seed=7):
+        lengths = random.integers(1, 99, size=12).tolist()
+        pairs = zip(same_lengths.samples, lengths, strict=True)
+        samples = tuple(replace(sample, n_tokens=length) for sample, length in pairs)
+        problems.append(replace(same_lengths, samples=samples))
+    offered, rounds = (replayed(problems, "esc", (None,), offers=o) for o in (True, False))
+    assert (offered.tokens != rounds.tokens).any()
+    assert (offered.full_tokens == rounds.full_tokens).all()
+
+
+def test_answers_that_algebra_finds_equal_are_one_in_the_vote_and_in_its_judgement() -> None:
+    def algebra() -> Callable[[str], str]:
+        return lambda answer: {"1+x": "x+1"}.get(answer, answer)
+
+    samples = tuple(TraceSample(answer, 1) for answer in ("9", "9", "x+1", "1+x", "x+1"))
+    problems = [TraceProblem("p", "1+x", "m", samples)]
+    # The full vote is right, so stopping at a 9 is harm; by spelling only, it never is.
+    grouped = [replayed(problems, "beta", (0.6,), key_of=algebra, seed=s) for s in range(20)]
+    spelled = [replayed(problems, "beta", (0.6,), seed=seed) for seed in range(20)]
+    assert any(effects.harm.any() for effects in grouped)
+    assert not any(effects.harm.any() for effects in spelled)
+
+
+def test_a_lower_threshold_is_calibrated_with_the_harm_of_both_sides() -> None:
+    thresholds = default_thresholds("hopeless")
+    assert list(thresholds) == sorted(thresholds) and thresholds[0] == 0
+    effects = replayed(population(200, 12, seed=6), "hopeless", thresholds, min_branches=3)
+    tokens = effects.tokens.sum(axis=1)
+    assert list(tokens) == sorted(tokens, reverse=True) and tokens[-1] < tokens[0]
+    harms = effects.harm.sum(axis=1)
+    assert harms[-1] > harms[0]
+    chosen = choose(effects, thresholds, max_harm=0.5, confidence=0.9)
+    assert chosen.threshold is not None and chosen.threshold > 0

@@ -13,17 +13,16 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from sglang_dynasor.allocation.contenders import Shuffles
-from sglang_dynasor.allocation.policies import (
+from paper_policies import (
     AllocationPolicy,
     Even,
     Threshold,
     fit_curves,
     oracle_steps,
-    run_policy,
+    replay_policy,
 )
-from sglang_dynasor.allocation.replay import Sample, SamplesInOrder
-from sglang_dynasor.allocation.traces import TraceProblem
+from sglang_dynasor.offline import Sample, Samples, TraceProblem
+from sglang_dynasor.offline.contenders import Shuffles
 
 DETECT_STEPS = (3, 5, 8, *range(10, 101, 5))
 THRESHOLDS = tuple(tenths / 10 for tenths in range(3, 11))
@@ -115,11 +114,14 @@ class _Program:
     """One problem in one order; `needed` are its oracle steps."""
 
     samples: list[Sample]
-    known: SamplesInOrder
+    known: Samples
     keys: dict[str, str]
     right: set[str]
     full: str
     needed: int | None
+
+    def certaindex(self, step: int) -> float:
+        return self.known.counted().evidence(step).certaindex
 
     def is_right(self, answer: str) -> bool:
         return self.keys.get(answer) in self.right
@@ -130,8 +132,9 @@ _Run = tuple[_Program, AllocationPolicy]
 
 def _program(source: Shuffles, seed: int) -> _Program:
     samples = source.draw(seed)
-    known = SamplesInOrder(samples)
-    full = source.keys.get(known.after(len(samples))[1], "")
+    known = Samples(samples, source.keys.__getitem__)
+    leader = known.counted().leader(len(samples))
+    full = source.keys[leader.answer] if leader else ""
     # A trace may label several spellings right: what the vote must reach is the one it ends at.
     needed = oracle_steps(samples, full) if full in source.right else None
     return _Program(samples, known, source.keys, source.right, full, needed)
@@ -139,12 +142,16 @@ def _program(source: Shuffles, seed: int) -> _Program:
 
 def _detect(orders: Sequence[Sequence[_Program]], step: int) -> DetectStep:
     stopped = [
-        p.known.after(step)[0].certaindex >= STATIC.threshold for order in orders for p in order
+        p.certaindex(step) >= STATIC.threshold
+        for order in orders
+        for p in order
     ]
     solved = [[p for p in order if p.needed is not None] for order in orders]
     oracle = [[p.needed for p in order] for order in solved]
     # Few steps go with high certainty and with short answers: one sign must be turned.
-    uncertainty = [[-p.known.after(step)[0].certaindex for p in order] for order in solved]
+    uncertainty = [
+        [-p.certaindex(step) for p in order] for order in solved
+    ]
     length = [[sum(s.n_tokens for s in p.samples[:step]) / step for p in order] for order in solved]
     return DetectStep(
         step=step,
@@ -206,10 +213,10 @@ def _fit(programs: Sequence[_Program], steps: Sequence[int]) -> AllocationPolicy
 def _figures(name: str, runs: Iterable[_Run]) -> PolicyFigures:
     rows = []
     for program, policy in runs:
-        outcome = run_policy(program.samples, policy)
-        right = program.is_right(outcome.answer)
+        run = replay_policy(program.known, policy)
+        right = program.is_right(run.outcome.answer)
         every_token = sum(sample.n_tokens for sample in program.samples)
         harmed = program.needed is not None and not right
-        rows.append((right, harmed, outcome.tokens, every_token, outcome.branches, outcome.rounds))
+        rows.append((right, harmed, run.tokens, every_token, run.finished, run.outcome.rounds))
     accuracy, harm, tokens, all_tokens, branches, rounds = np.mean(rows, axis=0).tolist()
     return PolicyFigures(name, accuracy, harm, 1 - tokens / all_tokens, branches, rounds)

@@ -15,8 +15,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from sglang_dynasor.allocation.traces import TraceProblem, TraceSample
 from sglang_dynasor.certaindex import CertaindexTracker, WeightedTracker, canonical_key
+from sglang_dynasor.offline.traces import TraceProblem, TraceSample
 
 BOOTSTRAP_SAMPLES = 1000
 KEPT_SHARES = (0.1, 0.5, 0.9)
