@@ -39,6 +39,7 @@ from sglang_dynasor.managers.program_messages import (
     StopBranchesReqInput,
 )
 from sglang_dynasor.managers.schedule_policy import DynasorSchedulePolicy
+from sglang_dynasor.managers.stop_patterns import limit_stop_patterns
 from sglang_dynasor.scheduling import Directives, Load, ProgramKey, ProgramScheduler
 
 
@@ -148,6 +149,8 @@ class DynasorScheduler(Scheduler):
     def _note_arrival(self, req: Req) -> None:
         if req in self.programs:
             return
+        if self.tp_size == 1:  # each rank would stop searching at a moment of its own
+            limit_stop_patterns(req)
         params = BranchParams.of(req.sampling_params.custom_params)
         if params is None:
             self.programs.arrived(req, None)
