@@ -286,6 +286,10 @@ class SelfConsistency:
             found["branch_rule"] = "shadow mode stops no branch"
         elif settings.stops_branches and unmeasured:
             found["branch_rule"] = f"{unmeasured} branches have no token certainty"
+        silent = sum(not event.answer for event in self._finished if event.stop_reason == "certain")
+        if silent:
+            stopped = "1 branch was" if silent == 1 else f"{silent} branches were"
+            found["entropy_floor"] = f"{stopped} stopped before an answer"
         return found
 
 

@@ -376,6 +376,17 @@ def test_branches_without_certainty_fall_back_to_the_majority_and_the_report_say
     assert shadow.inactive == {"branch_rule": "shadow mode stops no branch"}
 
 
+def test_branches_that_were_stopped_before_they_answered_are_reported() -> None:
+    samples = [FakeSample("", 5, stopped="certain"), FakeSample("1", 5, stopped="certain")]
+    outcome = run(samples, max_branches=2, entropy_floor=0.5)[0].outcome
+    assert outcome.inactive["entropy_floor"] == "1 branch was stopped before an answer"
+    outcome = run(samples[:1] * 3, max_branches=3, entropy_floor=0.5)[0].outcome
+    assert (outcome.stop_reason, outcome.answer) == ("completed", "")
+    assert outcome.inactive["entropy_floor"].startswith("3 branches were stopped")
+    answered = run(samples[1:] * 2, max_branches=2, entropy_floor=0.5)[0].outcome
+    assert "entropy_floor" not in answered.inactive
+
+
 def finished(node: str, answer: str, group: str | None = None) -> Finished:
     return Finished(node, "", 5, "completed", answer, answer if group is None else group)
 
