@@ -1,16 +1,32 @@
-"""What the serving benchmark compares, and how a client without us counts its votes."""
+"""What the serving benchmark compares, and the program of a client without us."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sglang_dynasor.certaindex import CertaindexTracker, MathEquality, extract_answer
+from sglang_dynasor.allocation import BetaRule, FixedGrants
+from sglang_dynasor.certaindex import MathEquality
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.demo import Problem
-from sglang_dynasor.programs import grouping_of
+from sglang_dynasor.programs import (
+    Action,
+    AnswerFormat,
+    Answers,
+    Demand,
+    Event,
+    Generated,
+    Outcome,
+    ReasoningProgram,
+    SelfConsistency,
+    SelfConsistencySettings,
+    Start,
+    grouping_of,
+)
 
+STOP_REASONS = {"stop": "completed", "length": "length", "abort": "aborted"}
 LOOP_GRANTS = (4, 3, 3)  # of the client's own loop; one more round takes the branches left
 
 
@@ -41,43 +57,81 @@ SYSTEMS = {
 }
 
 
-class Votes:
-    """The answers of one program whose client counts them itself, grouped as ours are."""
+class OwnNodes:
+    """The nodes of a program that its client drives itself: ordinary requests of the engine.
+
+    Nothing is offered or drawn, and nobody is told what is needed. `generate` is upstream's call,
+    `abort` ends a request by its id, and `rid_of` names it.
+    """
 
     def __init__(
-        self, problem: Problem, max_branches: int, config: DynasorConfig, equality: MathEquality
+        self,
+        generate: Callable[[str, str], Awaitable[dict[str, Any]]],
+        abort: Callable[[str], None],
+        rid_of: Callable[[str], str],
     ) -> None:
-        self.tokens = 0
-        self.aborted = False
-        self._problem = problem
-        self._grouping = grouping_of(problem.answer_format, config, equality)
-        self.tracker = CertaindexTracker(max_branches, self._grouping.key_of)
-        self._limit_s = config.pattern_time_limit_ms / 1000
+        self._generate = generate
+        self._abort = abort
+        self._rid_of = rid_of
+        self._running: set[str] = set()
 
-    @property
-    def winner(self) -> str:
-        return self.tracker.leader.answer if self.tracker.leader else ""
+    async def generate(self, start: Start) -> Generated:
+        self._running.add(start.node)
+        try:
+            output = await self._generate(start.node, self._rid_of(start.node))
+        finally:
+            self._running.discard(start.node)
+        meta = output["meta_info"]
+        reason = STOP_REASONS[meta["finish_reason"]["type"]]
+        return Generated(output["text"], meta.get("completion_tokens", 0), reason)
 
-    async def add(self, outputs: list[tuple[int, dict[str, Any]]]) -> None:
-        """Count finished requests, the lowest index first."""
-        outputs.sort(key=lambda entry: entry[0])
-        if self._grouping.slow:
-            await asyncio.to_thread(self._add, outputs)
-        else:
-            self._add(outputs)
+    async def end(self) -> dict[str, int]:
+        self.cancel(tuple(self._running))
+        self._running.clear()  # each is aborted once, however long it drains
+        return {}
 
-    def _add(self, outputs: list[tuple[int, dict[str, Any]]]) -> None:
-        for index, output in outputs:
-            meta = output["meta_info"]
-            reason = meta["finish_reason"]["type"]
-            self.tokens += meta.get("completion_tokens", 0)
-            self.aborted |= reason == "abort"
-            answer = ""  # a branch cut off by length has not answered
-            if reason == "stop":
-                answer = extract_answer(
-                    output["text"],
-                    self._problem.answer_format,
-                    self._problem.answer_pattern,
-                    self._limit_s,
-                )
-            self.tracker.add(index, answer)
+    def cancel(self, nodes: Sequence[str]) -> None:
+        for node in nodes:
+            self._abort(self._rid_of(node))
+
+    def demand(self, demand: Demand, draws_seen: int) -> None: ...
+
+    def on_draw(self, start: Callable[[int], None]) -> None: ...
+
+    def close(self) -> None: ...
+
+    async def check_wanted(self) -> None: ...
+
+
+class Timed:
+    """A program that notes when it has its answer: what it cancels drains only afterwards."""
+
+    def __init__(self, program: ReasoningProgram) -> None:
+        self.at = 0.0
+        self._program = program
+        self.start = program.start
+
+    def on(self, events: Sequence[Event]) -> Sequence[Action] | Outcome:
+        step = self._program.on(events)
+        self.at = asyncio.get_running_loop().time()
+        return step
+
+
+def own_program(client: Literal["fixed", "loop"], max_branches: int) -> Timed:
+    """All branches at once, or what a user would write instead of us: rounds and the Beta rule."""
+    loop = client == "loop"
+    settings = SelfConsistencySettings(
+        max_branches=max_branches,
+        rule=BetaRule() if loop else BetaRule(min_branches=max_branches),
+        grants=FixedGrants((*LOOP_GRANTS, max_branches) if loop else (max_branches,)),
+    )
+    return Timed(SelfConsistency(settings))
+
+
+def answers_of(problem: Problem, config: DynasorConfig, equality: MathEquality) -> Answers:
+    """How the client of a problem reads and groups its answers: as we do."""
+    return Answers(
+        AnswerFormat(problem.answer_format, problem.answer_pattern),
+        grouping_of(problem.answer_format, config, equality),
+        config.pattern_time_limit_ms / 1000,
+    )

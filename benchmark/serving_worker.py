@@ -15,17 +15,17 @@ import os
 import sys
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from serving_load import Outcome
-from serving_systems import LOOP_GRANTS, SYSTEMS, System, Votes
-from sglang_dynasor.allocation import BetaRule
+from serving_systems import SYSTEMS, OwnNodes, System, answers_of, own_program
 from sglang_dynasor.certaindex import MathEquality
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.demo import Problem, load_problems, problem_seed
 from sglang_dynasor.managers.engine_nodes import node_seed
-from sglang_dynasor.programs import Program
+from sglang_dynasor.programs import Program, run_program
 
 WARM_UP_IN_FLIGHT = 8
 SETTLE_S = 30.0  # after the end of a run, until what it aborted has drained
@@ -140,10 +140,7 @@ class Client:
         seed = problem_seed(problem, self._spec["seed"])
         if self._system.client == "program":
             return await self._program(problem, prompt, seed)
-        votes = Votes(problem, self._max_branches, self._config, self._equality)
-        if self._system.client == "fixed":
-            return await self._fixed(votes, prompt, seed)
-        return await self._own_loop(votes, prompt, seed)
+        return await self._own(problem, prompt, seed)
 
     async def _program(self, problem: Problem, prompt: list[int], seed: int) -> Answer:
         program = Program(
@@ -167,45 +164,28 @@ class Client:
             finished=result.stop_reason != "aborted",
         )
 
-    async def _fixed(self, votes: Votes, prompt: list[int], seed: int) -> Answer:
-        program = self._sent
-        outputs = await asyncio.gather(
-            *[self._request(program, i, prompt, seed) for i in range(self._max_branches)]
+    async def _own(self, problem: Problem, prompt: list[int], seed: int) -> Answer:
+        """The same program, driven by its client on ordinary requests."""
+        number = self._sent
+        program = own_program(self._system.client, self._max_branches)
+        nodes = OwnNodes(
+            generate=partial(self._request, prompt, seed),
+            abort=self._engine.tokenizer_manager.abort_request,
+            rid_of=lambda node: _rid(number, int(node)),
         )
-        await votes.add(list(enumerate(outputs)))
-        at = asyncio.get_running_loop().time()
-        return Answer(votes.winner, at, votes.tokens, finished=not votes.aborted)
+        run = await run_program(program, nodes, answers_of(problem, self._config, self._equality))
+        parts = (*run.finished.values(), *run.cancelled.values())
+        return Answer(
+            text=run.outcome.answer,
+            at=program.at,
+            tokens=sum(part.n_tokens for part in parts),
+            finished=run.outcome.stop_reason != "aborted",
+        )
 
-    async def _own_loop(self, votes: Votes, prompt: list[int], seed: int) -> Answer:
-        """What a user would write instead of us: rounds, the Beta rule, aborts at the stop."""
-        program, rule = self._sent, BetaRule()
-        stopped, at, started = False, 0.0, 0
-        for size in (*LOOP_GRANTS, self._max_branches):
-            size = min(size, self._max_branches - started)
-            pending = {
-                asyncio.ensure_future(self._request(program, index, prompt, seed)): index
-                for index in range(started, started + size)
-            }
-            started += size
-            while pending and not stopped:
-                done, _ = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                await votes.add([(pending.pop(task), task.result()) for task in done])
-                stopped = votes.aborted or rule.decide(votes.tracker.evidence()) is not None
-            at = asyncio.get_running_loop().time()
-            for index in pending.values():
-                self._engine.tokenizer_manager.abort_request(_rid(program, index))
-            for output in await asyncio.gather(*pending):
-                votes.tokens += output["meta_info"].get("completion_tokens", 0)
-            if stopped:
-                break
-        return Answer(votes.winner, at, votes.tokens, finished=not votes.aborted)
-
-    async def _request(
-        self, program: int, index: int, prompt: list[int], seed: int
-    ) -> dict[str, Any]:
-        params = {**self._spec["sampling"], "sampling_seed": node_seed(seed, str(index))}
+    async def _request(self, prompt: list[int], seed: int, node: str, rid: str) -> dict[str, Any]:
+        params = {**self._spec["sampling"], "sampling_seed": node_seed(seed, node)}
         output: dict[str, Any] = await self._engine.async_generate(
-            input_ids=prompt, sampling_params=params, rid=_rid(program, index)
+            input_ids=prompt, sampling_params=params, rid=rid
         )
         return output
 
