@@ -95,16 +95,31 @@ def test_a_client_that_hangs_up_ends_its_program(server_url: str, route: str) ->
     assert state["evictable_tokens"] < 2 * len(PROMPT)
 
 
-def test_a_program_id_that_is_running_is_refused(server_url: str) -> None:
+def test_a_program_id_that_is_running_is_refused_with_a_conflict(server_url: str) -> None:
     with running(server_url, "twice"):
         reply = post(
             server_url, "/generate", dynasor={"algorithm": "self_consistency"}, program_id="twice"
         )
-        assert reply.status_code == 400
+        assert reply.status_code == 409
         assert "program_id: twice is already running" in reply.text
     wait_until_idle(server_url)
     fields = {"algorithm": "self_consistency", "program_id": "twice", "max_branches": 1}
     assert post(server_url, "/generate", dynasor=fields).status_code == 200
+
+
+def test_a_retry_after_a_hung_up_client_is_answered(server_url: str) -> None:
+    asyncio.run(hang_up_once_running(server_url, "/generate", endless("retried")))
+    fields = {"algorithm": "self_consistency", "program_id": "retried", "max_branches": 1}
+    assert post(server_url, "/generate", dynasor=fields).status_code == 200
+
+
+def test_a_branch_and_a_clients_own_request_id_do_not_collide(server_url: str) -> None:
+    own = {"rid": "victim::0", "sampling_params": {"max_new_tokens": LENGTH, "ignore_eos": True}}
+    fields = {"algorithm": "self_consistency", "max_branches": 3}
+    with ThreadPoolExecutor(1) as pool:
+        plain = pool.submit(post, server_url, "/generate", **own)
+        program = post(server_url, "/generate", program_id="victim", dynasor=fields)
+        assert plain.result(timeout=60).status_code == program.status_code == 200
 
 
 def test_tenants_may_use_the_same_program_id_at_the_same_time(server_url: str) -> None:
