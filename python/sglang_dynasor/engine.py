@@ -6,6 +6,7 @@ import asyncio
 import signal
 import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from fastapi import HTTPException
@@ -16,10 +17,12 @@ from sglang.srt.plugins import load_plugins
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.handshake import check_this_process
 from sglang_dynasor.managers.program_messages import CARRIER
+from sglang_dynasor.managers.program_service import TOKEN_BUDGET
 from sglang_dynasor.managers.request_fields import with_carrier
-from sglang_dynasor.programs import Program, ProgramResult
+from sglang_dynasor.programs import BatchBudget, Program, ProgramResult
 
 Result = TypeVar("Result")
+_CAP = "max_total_tokens"
 _EXAMPLE = 'Program(prompt="12+34", sampling_params={...}, dynasor={...})'
 
 
@@ -50,7 +53,9 @@ class DynasorEngine(Engine):
             raise TypeError(
                 f"a program must be a Program, not {type(program).__name__}: {_EXAMPLE}"
             )
-        obj = self._request(program)
+        return await self._result_of(self._request(program))
+
+    async def _result_of(self, obj: GenerateReqInput) -> ProgramResult:
         output = await anext(aiter(self.tokenizer_manager.generate_request(obj, None)))
         meta = output["meta_info"]
         report = meta.get(CARRIER, {})
@@ -64,55 +69,86 @@ class DynasorEngine(Engine):
         *,
         progress: bool = False,
         branches_in_flight: int | None = None,
+        total_tokens: int | None = None,
     ) -> list[ProgramResult]:
         """Run many programs; results in the order given.
 
         A program that is refused or fails comes back with `error` set; the others are not
         affected. `branches_in_flight` is how full the engine is kept: a further program starts
         while fewer branches than this are running (default: twice what fits into one batch).
+        `total_tokens` caps what all of them generate: each may spend an even share, and what
+        decided programs leave of theirs goes to where another branch helps most.
         `progress` shows a bar. Ctrl-C ends every running program before KeyboardInterrupt is
-        raised. Raises TypeError, before any starts, for what is not a Program.
+        raised. Before any starts, raises TypeError for what is not a Program and ValueError for
+        `total_tokens` below one per program or beside a cap of a program's own.
         """
         for index, program in enumerate(programs):
             if not isinstance(program, Program):
                 kind = type(program).__name__
                 raise TypeError(f"programs[{index}] must be a Program, not {kind}: {_EXAMPLE}")
-        return self._run_to_end(
-            self._run_batch(programs, progress, branches_in_flight or self._default_in_flight())
-        )
+            if total_tokens is not None and program.dynasor.get(_CAP) is not None:
+                raise ValueError(f"total_tokens: programs[{index}] has {_CAP} of its own")
+        in_flight = branches_in_flight or self._default_in_flight()
+        return self._run_to_end(self._run_batch(programs, progress, in_flight, total_tokens))
 
     async def _run_batch(
-        self, programs: Sequence[Program], progress: bool, branches_in_flight: int
+        self,
+        programs: Sequence[Program],
+        progress: bool,
+        branches_in_flight: int,
+        total_tokens: int | None,
     ) -> list[ProgramResult]:
-        manager = self.tokenizer_manager
-        tasks: list[asyncio.Task[ProgramResult]] = []
+        room = asyncio.Event()  # set whenever there may be room for a further program
+        budget = None
+        if total_tokens is not None:
+            budget = BatchBudget(total_tokens, len(programs), room.set)
         running: set[asyncio.Task[ProgramResult]] = set()
+        tasks: list[asyncio.Task[ProgramResult]] = []
         with _progress_bar(len(programs), progress) as advance:
+
+            def note_end(task: asyncio.Task[ProgramResult]) -> None:
+                running.discard(task)
+                advance(1)
+                room.set()
+
             try:
-                while running or len(tasks) < len(programs):
-                    while len(tasks) < len(programs) and (
-                        not running or manager.branches_in_flight < branches_in_flight
-                    ):
-                        task = asyncio.ensure_future(self._run_or_say(programs[len(tasks)]))
-                        tasks.append(task)
+                async with asyncio.TaskGroup() as group:
+                    for index, program in enumerate(programs):
+                        while running and self._is_full(branches_in_flight):
+                            room.clear()
+                            await room.wait()
+                        task = group.create_task(self._run_or_say(program, index, budget))
+                        task.add_done_callback(note_end)
                         running.add(task)
+                        tasks.append(task)
                         await asyncio.sleep(0)  # starts its first branches, which are counted
-                    done, running = await asyncio.wait(running, return_when="FIRST_COMPLETED")
-                    advance(len(done))
-                    for task in done:
-                        task.result()
-            finally:
-                for task in running:
-                    task.cancel()
-                await asyncio.gather(*running, return_exceptions=True)
+            except ExceptionGroup as errors:
+                raise errors.exceptions[0] from None
         return [task.result() for task in tasks]
 
-    async def _run_or_say(self, program: Program) -> ProgramResult:
+    def _is_full(self, branches_in_flight: int) -> bool:
+        return bool(self.tokenizer_manager.branches_in_flight >= branches_in_flight)
+
+    async def _run_or_say(
+        self, program: Program, index: int, budget: BatchBudget | None
+    ) -> ProgramResult:
+        spent = 0
         try:
-            return await self.async_run(program)
+            if budget is not None:
+                capped = {**program.dynasor, _CAP: budget.share_tokens}
+                program = replace(program, dynasor=capped)
+            obj = self._request(program)
+            if budget is not None:
+                setattr(obj, TOKEN_BUDGET, budget.of(index))
+            result = await self._result_of(obj)
+            spent = result.completion_tokens
+            return result
         except (ValueError, HTTPException) as error:
             message = error.detail if isinstance(error, HTTPException) else str(error)
             return ProgramResult("", {}, error=message)
+        finally:
+            if budget is not None:
+                budget.settle(index, spent)
 
     def _run_to_end(self, work: Coroutine[Any, Any, Result]) -> Result:
         """Run `work` in the engine's loop; on Ctrl-C let it end its programs, then raise."""

@@ -13,6 +13,7 @@ from sglang.srt.entrypoints.engine import Engine
 
 from sglang_dynasor import Program
 from sglang_dynasor.engine import DynasorEngine
+from sglang_dynasor.managers.program_service import TOKEN_BUDGET
 
 FIELDS = {"algorithm": "self_consistency"}
 
@@ -128,6 +129,80 @@ def test_an_unexpected_error_ends_the_other_programs(engine: DynasorEngine) -> N
     with pytest.raises(KeyError):
         run_batch(engine, "a", "b")
     assert sorted(manager.ended) == ["a", "b"]
+
+
+def budget_of(obj: Any) -> Any:
+    return vars(obj)[TOKEN_BUDGET]
+
+
+def test_a_total_gives_each_program_a_share_and_what_one_saves_to_the_others(
+    engine: DynasorEngine,
+) -> None:
+    caps: dict[str, Any] = {}
+
+    async def generate(obj: Any, request: Any) -> AsyncIterator[dict[str, Any]]:
+        cap = obj.sampling_params["custom_params"]["dynasor"]["max_total_tokens"]
+        spent = 10
+        if obj.text == "hard":
+            cap += await budget_of(obj).more(1000, 0.5)
+            spent = cap
+        caps[obj.text] = cap
+        yield output(obj.text, {"tokens": {"prompt": 5, "total": 5 + spent}})
+
+    engine.tokenizer_manager.generate_request = generate
+    programs = [Program(prompt=name, dynasor=FIELDS) for name in ("hard", "easy", "easier")]
+    # One branch in flight at a time: the program that waits must not keep the others from starting.
+    engine.tokenizer_manager.branches_in_flight = 1
+    results = engine.run_batch(programs, branches_in_flight=2, total_tokens=90)
+    assert caps == {"hard": 70, "easy": 30, "easier": 30}
+    assert sum(result.completion_tokens for result in results) == 90
+    assert programs[0].dynasor == FIELDS  # the caller's own stays as it was
+
+
+def test_a_program_that_waits_for_tokens_leaves_its_place_to_others(
+    engine: DynasorEngine,
+) -> None:
+    manager = engine.tokenizer_manager
+
+    async def generate(obj: Any, request: Any) -> AsyncIterator[dict[str, Any]]:
+        manager.branches_in_flight += 1
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        manager.branches_in_flight -= 1
+        if obj.text == "hard":
+            await budget_of(obj).more(1000, 0.5)
+        yield output(obj.text, {"tokens": {"prompt": 5, "total": 15}})
+
+    manager.generate_request = generate
+    programs = [Program(prompt=name, dynasor=FIELDS) for name in ("hard", "easy")]
+    results = engine.run_batch(programs, branches_in_flight=1, total_tokens=40)
+    assert [result.text for result in results] == ["hard", "easy"]
+
+
+def test_a_refused_program_leaves_its_share_to_the_others(engine: DynasorEngine) -> None:
+    async def generate(obj: Any, request: Any) -> AsyncIterator[dict[str, Any]]:
+        if obj.text == "bad":
+            raise ValueError("no")
+        more = await budget_of(obj).more(1000, 0.5)
+        yield output(str(more), {"tokens": {"prompt": 0, "total": 20}})
+
+    engine.tokenizer_manager.generate_request = generate
+    programs = [Program(prompt=name, dynasor=FIELDS) for name in ("bad", "good")]
+    bad, good = engine.run_batch(programs, branches_in_flight=8, total_tokens=40)
+    assert (bad.error, good.text) == ("no", "20")
+
+
+@pytest.mark.parametrize(
+    ("named", "total", "fields"),
+    [("at least 2", 1, FIELDS), (r"programs\[0\]", 100, {**FIELDS, "max_total_tokens": 9})],
+)
+def test_a_total_that_cannot_be_shared_is_refused_before_any_starts(
+    engine: DynasorEngine, named: str, total: int, fields: dict[str, Any]
+) -> None:
+    programs = [Program(prompt="a", dynasor=fields)] * 2
+    with pytest.raises(ValueError, match=f"total_tokens: .*{named}"):
+        engine.run_batch(programs, branches_in_flight=8, total_tokens=total)
+    assert engine.tokenizer_manager.started == []
 
 
 def test_a_handler_of_the_callers_own_stays_in_force(engine: DynasorEngine) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from sglang_dynasor.managers.certainty_report import VALUES, take_certainty
 from sglang_dynasor.managers.engine_nodes import EngineNodes
 from sglang_dynasor.managers.program_messages import CARRIER
-from sglang_dynasor.programs.nodes import ProgramRun
+from sglang_dynasor.programs.program_run import ProgramRun
 from sglang_dynasor.programs.spec import ResolvedProgram
 
 

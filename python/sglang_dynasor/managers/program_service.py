@@ -30,11 +30,14 @@ from sglang_dynasor.managers.running_programs import RunningPrograms
 from sglang_dynasor.programs.answers import Answers
 from sglang_dynasor.programs.client import ClientGone, ProgramAborted
 from sglang_dynasor.programs.grouping import grouping_of
-from sglang_dynasor.programs.nodes import ProgramRun
+from sglang_dynasor.programs.program_run import ProgramRun
 from sglang_dynasor.programs.runner import run_program
 from sglang_dynasor.programs.spec import ResolvedProgram
 from sglang_dynasor.scheduling import ProgramKey
 from sglang_dynasor.scheduling.affinity import Residences
+
+# Attribute of a request of the engine's own process: the Budget of the batch it belongs to.
+TOKEN_BUDGET = "dynasor_token_budget"
 
 
 class ProgramService:
@@ -80,6 +83,7 @@ class ProgramService:
                         nodes,
                         self._answers(program),
                         None if expires_at is None else expires_at - loop.time(),
+                        vars(obj).get(TOKEN_BUDGET),
                     )
                 except ClientGone as error:
                     raise RequestError(str(error)) from error

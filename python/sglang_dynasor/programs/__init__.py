@@ -1,6 +1,7 @@
 """Reasoning programs: events in, actions out; what clients may ask of them, what drives them."""
 
 from sglang_dynasor.programs.answers import AnswerFormat, Answers, Reading
+from sglang_dynasor.programs.batch_budget import BatchBudget, Budget
 from sglang_dynasor.programs.client import (
     ClientGone,
     Generated,
@@ -9,17 +10,19 @@ from sglang_dynasor.programs.client import (
     ProgramAborted,
 )
 from sglang_dynasor.programs.grouping import Grouping, grouping_of
-from sglang_dynasor.programs.nodes import ProgramRun
 from sglang_dynasor.programs.params import Envelope, Params, Settings
+from sglang_dynasor.programs.program_run import ProgramRun
 from sglang_dynasor.programs.protocol import (
     Aborted,
     Action,
+    Ask,
     Cancel,
     Demand,
     Event,
     Expired,
     Failed,
     Finished,
+    Granted,
     NodeStop,
     Outcome,
     ProgramStop,
@@ -47,6 +50,9 @@ __all__ = [
     "Algorithm",
     "AnswerFormat",
     "Answers",
+    "Ask",
+    "BatchBudget",
+    "Budget",
     "Cancel",
     "ClientGone",
     "Demand",
@@ -56,6 +62,7 @@ __all__ = [
     "Failed",
     "Finished",
     "Generated",
+    "Granted",
     "Grouping",
     "NodeClient",
     "NodeError",

@@ -5,19 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from sglang_dynasor.allocation.demand import Demand
 from sglang_dynasor.programs.answers import Answers
+from sglang_dynasor.programs.batch_budget import Budget
 from sglang_dynasor.programs.client import Generated, NodeClient, NodeError, ProgramAborted
+from sglang_dynasor.programs.program_run import ProgramRun
 from sglang_dynasor.programs.protocol import (
     Aborted,
     Action,
+    Ask,
     Cancel,
     Event,
     Expired,
     Failed,
     Finished,
+    Granted,
     Outcome,
     Regrouped,
     Start,
@@ -28,37 +32,20 @@ from sglang_dynasor.programs.protocol import (
 POLL_INTERVAL_S = 0.5
 
 
-@dataclass(frozen=True, slots=True)
-class ProgramRun:
-    """An outcome and the nodes it cost, by name; `n_tokens` of each is exact.
-
-    `started` are all nodes in the order of their first start. `cancelled` ones had not ended, or
-    too late to be counted; `trimmed` ones were cancelled before to make room, and may have been
-    started again; `failed` maps a node to its error; `drawn` ran only because there was room.
-
-    `sequential_tokens` is the longest path that had to be waited for: the path of a node is its own
-    tokens on top of the longest path that had ended when it was started. Nodes that were
-    cancelled count where they were waited for in vain, up to the deadline. `inactive` says which
-    answers could not be compared, or "".
-    """
-
-    outcome: Outcome
-    finished: dict[str, Finished]
-    cancelled: dict[str, Generated] = field(default_factory=dict)
-    trimmed: tuple[tuple[str, Generated], ...] = ()
-    failed: dict[str, str] = field(default_factory=dict)
-    drawn: frozenset[str] = frozenset()
-    started: tuple[str, ...] = ()
-    sequential_tokens: int = 0
-    inactive: str = ""
-
-
 class Nodes:
     """The nodes of one program: takes its actions, keeps count, and gives its events."""
 
-    def __init__(self, client: NodeClient, answers: Answers, deadline_s: float | None) -> None:
+    def __init__(
+        self,
+        client: NodeClient,
+        answers: Answers,
+        deadline_s: float | None,
+        budget: Budget | None = None,
+    ) -> None:
         self._client = client
         self._answers = answers
+        self._budget = budget
+        self._asking: asyncio.Task[None] | None = None
         self._clock = asyncio.get_running_loop().time
         self._expires_at = None if deadline_s is None else self._clock() + deadline_s
         self._tasks: dict[str, asyncio.Task[None]] = {}  # of running nodes, until they are read
@@ -94,13 +81,15 @@ class Nodes:
                 self._ask(action)
             elif isinstance(action, Cancel):
                 self._cancel(action.nodes)
+            elif isinstance(action, Ask):
+                self._asking = asyncio.ensure_future(self._grant(action))
             else:
                 self._demand = action
         # No storm of refusals: who was refused waits until a place has become free.
         due = {} if self._refused and self._tasks else self._due
         if not self._tasks and not self._finished and self._error is not None:
             raise self._error
-        if not (self._tasks or due or self._offers):
+        if not (self._tasks or due or self._offers or self._asking):
             raise RuntimeError("the program waits, and nothing is running")
         self._needed |= due.keys()
         if actions or due:
@@ -129,6 +118,12 @@ class Nodes:
         self._cancelling.update(running)
         if running:
             self._client.cancel(running)
+
+    async def _grant(self, ask: Ask) -> None:
+        more = 0 if self._budget is None else await self._budget.more(ask.tokens, ask.value)
+        self._asking = None
+        self._events.append(Granted(more))
+        self._news.set()
 
     def _draw(self, count: int) -> None:
         """The engine has room for `count` of the offered nodes; it may ask for too many."""
@@ -250,6 +245,8 @@ class Nodes:
         """End the nodes that still run, and those that ended too late to be counted."""
         self._over = True
         self._offers.clear()
+        if self._asking is not None:
+            self._asking.cancel()
         self._answers.settle()
         tokens: dict[str, int] = {}
         if not self._tasks.keys() - self._reading:

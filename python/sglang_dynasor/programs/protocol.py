@@ -48,7 +48,18 @@ class Cancel:
     nodes: tuple[str, ...]
 
 
-Action: TypeAlias = Start | Cancel | Demand
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """May more tokens be spent? `value` is what each of them would add to P(the answer is right).
+
+    The answer is a `Granted`; until then the program may start nothing and still goes on.
+    """
+
+    tokens: int
+    value: float
+
+
+Action: TypeAlias = Start | Cancel | Ask | Demand
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +103,13 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class Granted:
+    """So many more tokens may be spent, at most what was asked for; 0: there will be none."""
+
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Expired:
     """The deadline has passed: the last event of its batch, and of the program."""
 
@@ -101,7 +119,7 @@ class Aborted:
     """The client has aborted the program, or is gone."""
 
 
-Event: TypeAlias = Finished | Regrouped | Trimmed | Failed | Expired | Aborted
+Event: TypeAlias = Finished | Regrouped | Trimmed | Failed | Granted | Expired | Aborted
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 
 from sglang_dynasor.programs.protocol import (
     Action,
+    Ask,
     Cancel,
     Event,
     Failed,
     Finished,
+    Granted,
     Outcome,
     ReasoningProgram,
     Start,
@@ -46,8 +48,8 @@ def replay_nodes(
     At most `slots` nodes run side by side (None: all that are asked for), in the order in which
     they were asked for, and finish shortest first, ties in the order of their start. Offers are
     drawn while fewer than `draws` nodes run; a drawn node that nobody needs makes room for one
-    that is needed. A node longer than its `max_tokens` ends there without an answer. Raises
-    RuntimeError for a program that waits while nothing runs.
+    that is needed. A node longer than its `max_tokens` ends there without an answer. Nothing is
+    granted beyond the budget. Raises RuntimeError for a program that waits while nothing runs.
     """
     nodes = _Slots(recorded, slots, draws)
     step: Sequence[Action] | Outcome = program.start()
@@ -87,7 +89,7 @@ class _Slots:
         self._running: dict[str, _Running] = {}
         self._ends: list[tuple[int, int, _Running]] = []  # heap
         self._begun = 0
-        self._trimmed: list[Event] = []
+        self._ready: list[Event] = []
 
     def apply(self, actions: Sequence[Action]) -> None:
         if actions:
@@ -97,6 +99,8 @@ class _Slots:
                 self._ask(action)
             elif isinstance(action, Cancel):
                 self._cancel(action.nodes)
+            elif isinstance(action, Ask):  # nobody has any to give
+                self._ready.append(Granted(0))
         while self._waiting and (len(self._running) < self._slots or self._trim()):
             self._begin(*self._waiting.pop(next(iter(self._waiting))))
         while self._offers and len(self._running) < self._draws:
@@ -122,7 +126,7 @@ class _Slots:
         """Make room by ending the youngest node that can be spared, if there is one."""
         spare = [node for node, running in self._running.items() if running.spare]
         self._cancel(spare[-1:])
-        self._trimmed += map(Trimmed, spare[-1:])
+        self._ready += map(Trimmed, spare[-1:])
         return bool(spare)
 
     def _begin(self, start: Start, path: int, spare: bool = False) -> None:
@@ -140,8 +144,8 @@ class _Slots:
         heapq.heappush(self._ends, (self._now + tokens, self._begun, running))
 
     def next_events(self) -> Sequence[Event]:
-        if self._trimmed:
-            events, self._trimmed = self._trimmed, []
+        if self._ready:
+            events, self._ready = self._ready, []
             return events
         while self._ends:
             end, _, running = heapq.heappop(self._ends)

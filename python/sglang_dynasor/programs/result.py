@@ -8,7 +8,7 @@ from typing import Any
 
 from sglang_dynasor.certaindex import TokenCertainty
 from sglang_dynasor.programs.client import Generated
-from sglang_dynasor.programs.nodes import ProgramRun
+from sglang_dynasor.programs.program_run import ProgramRun
 from sglang_dynasor.programs.protocol import Finished
 from sglang_dynasor.programs.spec import ResolvedProgram
 

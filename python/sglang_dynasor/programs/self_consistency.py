@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Protocol
 
-from sglang_dynasor.allocation import branch_values, expected_gain
+from sglang_dynasor.allocation import branch_values
 from sglang_dynasor.allocation.demand import Demand
 from sglang_dynasor.certaindex import CertaindexTracker, Evidence, Vote, WeightedTracker
 from sglang_dynasor.programs.params import MAX_BRANCHES
 from sglang_dynasor.programs.protocol import (
     Action,
+    Ask,
     Event,
     Expired,
     Failed,
     Finished,
+    Granted,
     Outcome,
     ProgramStop,
     Regrouped,
@@ -26,6 +27,8 @@ from sglang_dynasor.programs.protocol import (
 )
 from sglang_dynasor.programs.recorded import replay_nodes
 from sglang_dynasor.programs.self_consistency_params import SelfConsistencySettings
+from sglang_dynasor.programs.token_cap import TokenCap
+from sglang_dynasor.programs.worth import worth_of
 
 _NAMES = tuple(map(str, range(MAX_BRANCHES)))
 _STARTS = tuple(map(Start, _NAMES))
@@ -69,10 +72,10 @@ class SelfConsistency:
         self._evidence = self._tracker.evidence()
         self._finished: list[Finished] = []  # in finishing order
         self._failed: list[int] = []
-        self._tokens = 0
         self._ended: set[int] = set()
         self._boundary = 0  # branches below it are needed until they end
         self._needed = 0  # of these
+        self._cap = TokenCap(settings.max_total_tokens)
         self._share: int | None = None  # tokens of each branch of this round
         self._again: list[int] = []  # needed ones that had to make room
         self._planned = self._rounds = 0
@@ -94,20 +97,28 @@ class SelfConsistency:
                 self._make_again(int(event.node))
             elif isinstance(event, Regrouped):
                 self._regroup(event)
+            elif isinstance(event, Granted):
+                self._cap.grant(event.tokens)
             else:
                 return self._outcome("deadline" if isinstance(event, Expired) else "aborted")
         if len(self._ended) == self._settings.max_branches:
             return self._outcome("completed")
         if self._needed and not self._offers and not self._again:
             return ()  # the round still runs
-        if not self._can_pay():
-            return self._outcome("budget")
-        return self._next_actions()
+        if self._settings.max_total_tokens is None or self._needed:
+            return self._next_actions()
+        size = self._grant_size()
+        if missing := self._cap.missing(size):
+            return [Ask(missing, self._gain(size) / (size * self._cap.longest))]
+        return self._next_actions() if self._cap.fits(size) else self._outcome("budget")
+
+    def _gain(self, branches: int) -> float:
+        return sum(branch_values(self._evidence, 1.0, after=0, limit=branches))
 
     def _count(self, event: Finished) -> ProgramStop | None:
         branch = int(event.node)
         self._finished.append(event)
-        self._tokens += event.n_tokens
+        self._cap.spend(event.n_tokens)
         self._end(branch)
         self._vote(branch, event)
         if self._settings.shadow:
@@ -170,8 +181,8 @@ class SelfConsistency:
     def _granted(self, starts: list[Start]) -> Sequence[Action]:
         size = self._grant_size()
         if self._settings.max_total_tokens is not None:
-            size = min(size, self._tokens_left)  # of a cap too small for the first round
-            self._share = self._tokens_left // size
+            size = self._cap.fits(size)
+            self._share = self._cap.share(size)
         self._rounds += 1
         starts += self._need(size)
         evidence = self._evidence
@@ -186,22 +197,13 @@ class SelfConsistency:
         spared = self._needed
         starts += self._need(needed)
         spared -= self._needed
-        demand = Demand(evidence.certaindex, _worth(evidence, needed), self._work(evidence))
+        demand = Demand(evidence.certaindex, worth_of(evidence, needed), self._work(evidence))
         return [demand, *starts, *self._offer(max(self._settings.window, spared))]
 
     def _grant_size(self) -> int:
         if self._settings.shadow:
             return self._settings.max_branches
         return self._settings.grants.next_grant(self._evidence, self._rounds)
-
-    def _can_pay(self) -> bool:
-        """Whether the next round's branches get a token each."""
-        capped = self._settings.max_total_tokens is not None and not self._needed
-        return not capped or self._grant_size() <= self._tokens_left
-
-    @property
-    def _tokens_left(self) -> int:
-        return max(0, (self._settings.max_total_tokens or 0) - self._tokens)
 
     def _need(self, count: int) -> list[Start]:
         """Move the boundary so that `count` branches are needed."""
@@ -291,21 +293,3 @@ class SelfConsistency:
             stopped = "1 branch was" if silent == 1 else f"{silent} branches were"
             found["entropy_floor"] = f"{stopped} stopped before an answer"
         return found
-
-
-def _worth(evidence: Evidence, needed: int) -> float:
-    """What the needed branches add next to all branches of a program of which nothing is known.
-
-    Where they only help together with later ones, their part of what all add.
-    """
-    if not evidence.remaining:
-        return 0.0
-    part = expected_gain(evidence, evidence.remaining) * needed / evidence.remaining
-    maximum = evidence.finished + evidence.remaining
-    return min(1.0, max(expected_gain(evidence, needed), part) / _first_gain(maximum))
-
-
-@lru_cache
-def _first_gain(max_branches: int) -> float:
-    nothing = CertaindexTracker(max_branches).evidence()
-    return expected_gain(nothing, max_branches)

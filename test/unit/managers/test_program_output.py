@@ -9,7 +9,7 @@ import pytest
 
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.managers.program_output import add_member_report, program_output
-from sglang_dynasor.programs.nodes import ProgramRun
+from sglang_dynasor.programs.program_run import ProgramRun
 from sglang_dynasor.programs.protocol import Outcome
 from sglang_dynasor.programs.spec import ProgramSpec, ResolvedProgram
 
