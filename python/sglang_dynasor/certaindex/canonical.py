@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 from functools import lru_cache
+
+from sglang_dynasor.certaindex.numbers import exact_number
 
 # An answer is short; what is longer is code or prose, whose typography nobody varies.
 _MAX_NORMALISED_LENGTH = 1000
-# Longer numbers are compared as text: exact arithmetic on a client's million digits would stall.
-_MAX_NUMBER_LENGTH = 64
-_NUMBER = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,2})?"
-_RATIONAL = re.compile(
-    rf"(?P<sign>[-+]?) ?(?:(?P<top>{_NUMBER})(?: ?/ ?(?P<bottom>{_NUMBER}))?"
-    rf"|\\[dtc]?frac ?\{{ ?(?P<tex_top>[-+]?{_NUMBER}) ?\}}"
-    rf" ?\{{ ?(?P<tex_bottom>[-+]?{_NUMBER}) ?\}})"
-    r" ?(?P<percent>%?)"
-)
 _TEX_WRAPPER = re.compile(
     r"\\(?:text(?:bf|it|rm)?|math(?:bf|it|rm)|mbox|operatorname|boxed|fbox) ?\{([^{}]*)\}"
 )
@@ -73,22 +65,9 @@ def _without_tex_dress(text: str) -> str:
 
 def _rational_key(text: str) -> str:
     """Return the key of an exact rational, or "" where the text is not one."""
-    if len(text) > _MAX_NUMBER_LENGTH:
-        return ""
-    match = _RATIONAL.fullmatch(text)
-    if match is None:
-        return ""
-    top = _exact(match["top"] or match["tex_top"])
-    bottom = _exact(match["bottom"] or match["tex_bottom"] or "1")
-    if bottom == 0:
-        return ""
-    value = Fraction(top, bottom)
-    return f"{-value if match['sign'] == '-' else value}{match['percent']}"
-
-
-def _exact(number: str) -> int | Fraction:
-    digits = number.replace(",", "")
-    return int(digits) if digits.isdigit() else Fraction(digits)
+    number = text.removesuffix("%")
+    value = exact_number(number)
+    return "" if value is None else f"{value}{text[len(number) :]}"
 
 
 def _text_key(text: str) -> str:
