@@ -1,37 +1,36 @@
-"""Canonical keys: when two answers are the same answer."""
+"""Canonical keys: when two answers are the same answer by their spelling."""
 
 from __future__ import annotations
 
 import re
 from functools import lru_cache
 
+from sglang_dynasor.certaindex.notation import as_latex, undressed, without_emphasis
 from sglang_dynasor.certaindex.numbers import exact_number
 
 # An answer is short; what is longer is code or prose, whose typography nobody varies.
 _MAX_NORMALISED_LENGTH = 1000
-_TEX_WRAPPER = re.compile(
-    r"\\(?:text(?:bf|it|rm)?|math(?:bf|it|rm)|mbox|operatorname|boxed|fbox) ?\{([^{}]*)\}"
-)
-# Behind another backslash it is the end of a matrix row and what follows it.
-_TEX_INVISIBLE = re.compile(
-    r"\\(?:left|right)(?![A-Za-z])|(?<!\\)\\[!()\[\]$]|(?<=[0-9])\\,(?=[0-9]{3})"
-)
-_TEX_SPACE = re.compile(r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|~")
-_TEX_FRACTION = re.compile(r"\\[dtc]frac(?![A-Za-z])")
-_TEX_SHORT_FRACTION = re.compile(r"\\frac ?([0-9])([0-9])")
-_SPACED_MARK = re.compile(r" ?([^\w\s]) ?")
+_ELLIPSIS = re.compile(r"\.{3,}")
+# The blank of "1, 234" is all that tells two numbers from one.
+_SPACED_MARK = re.compile(r" ?(?!(?<=[0-9]), [0-9]{3}(?![0-9]))([^\w\s]) ?")
+_BRACED_SCRIPT = re.compile(r"([\^_])\{([A-Za-z0-9])\}(?![0-9])")
 _LETTER_IN_PARENTHESES = re.compile(r"\(([A-Za-z])\)")
+# In other words, of up to three letters, case may tell symbols, units or numerals apart.
+_WORDS = {"yes", "no", "odd", "all"}
+_MIN_WORD_LENGTH = 4
 
 
 def canonical_key(answer: str) -> str:
-    """Return the key of the group that `answer` belongs to; equal keys mean the same answer.
+    r"""Return the key of the group that `answer` belongs to; equal keys mean the same answer.
 
-    Numbers share the key of their exact rational value ("0.5", "1/2" and r"\\frac{1}{2}" give
+    Numbers share the key of their exact rational value ("0.5", "1/2" and `\frac{1}{2}` give
     "1/2"); a percentage keeps its sign, so it equals no plain number. Any other answer is
-    compared as text without LaTeX dress, spacing around marks and a final period; a single
-    word also without case. Text of several lines (code) or above 1,000 characters is compared
-    as it stands, but for blanks at the ends of lines. The key depends on nothing but the answer,
-    and "" means that there is no answer.
+    compared as text without LaTeX dress, Markdown emphasis, dollars, a leading "=", spacing around
+    marks and final points and commas, with Unicode signs as LaTeX; a single word of four letters
+    or more (yes and no too) also without case, which it may have at the start or throughout. Text
+    of several lines (code) or above 1,000 characters is compared as it stands, but for blanks at
+    the ends of lines. The key depends on nothing but the answer, a key is its own key, and ""
+    means that there is no answer.
     """
     text = answer.strip()
     if "\n" in text or len(text) > _MAX_NORMALISED_LENGTH:
@@ -41,26 +40,17 @@ def canonical_key(answer: str) -> str:
 
 @lru_cache(maxsize=2048)  # branches that agree mostly spell alike
 def _short_key(text: str) -> str:
-    text = _without_ends(" ".join(text.replace("\u2212", "-").split()))
+    text = _without_ends(_ELLIPSIS.sub(r"\\ldots ", text))
     number = _rational_key(text)
-    if number or not ("\\" in text or "{" in text):
-        return number or _text_key(text)
-    text = _without_ends(_without_tex_dress(text))
+    if number:
+        return number
+    text = _without_ends(without_emphasis(text))
+    text = _without_ends(undressed(as_latex(text)).replace("$", ""))
     return _rational_key(text) or _text_key(text)
 
 
 def _without_ends(text: str) -> str:
-    return text.strip("$ ").rstrip(". ").strip("$ ")
-
-
-def _without_tex_dress(text: str) -> str:
-    for _ in range(2):  # \text{\textbf{C}}: two layers occur, deeper ones only on purpose
-        text = _TEX_WRAPPER.sub(r"\1", text)
-    text = _TEX_INVISIBLE.sub("", text)
-    text = _TEX_SPACE.sub(" ", text).replace("\\%", "%").replace("{,}", ",")
-    text = _TEX_FRACTION.sub(r"\\frac", text)
-    text = _TEX_SHORT_FRACTION.sub(r"\\frac{\1}{\2}", text)
-    return " ".join(text.split())
+    return text.strip("$= ").rstrip("., ").strip("$ ")
 
 
 def _rational_key(text: str) -> str:
@@ -71,8 +61,14 @@ def _rational_key(text: str) -> str:
 
 
 def _text_key(text: str) -> str:
-    text = _SPACED_MARK.sub(r"\1", text)
+    text = _BRACED_SCRIPT.sub(r"\1\2", _SPACED_MARK.sub(r"\1", text))
     letter = _LETTER_IN_PARENTHESES.fullmatch(text)
     if letter is not None:
         text = letter[1]
-    return text.casefold() if text.isalpha() else text
+    return text.casefold() if _is_word(text) else text
+
+
+def _is_word(text: str) -> bool:
+    if not text.isalpha() or not (text.islower() or text.isupper() or text.istitle()):
+        return False
+    return len(text) >= _MIN_WORD_LENGTH or text.casefold() in _WORDS

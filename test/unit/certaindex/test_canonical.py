@@ -19,7 +19,7 @@ reproducible = settings(derandomize=True, deadline=None, max_examples=300)
         ("1000", "1,000", "1000.0", "1e3", r"1{,}000", r"1,\!000", r"1\,000", r"\$1,000", "01000"),
         ("-3", "- 3", "\u22123", "-3.0", "$-3$", "-6/2", r"-\frac{6}{2}", r"\frac{-6}{2}"),
         ("50%", r"50\%", "50 %", "50.0%"),
-        ("C", "(C)", "c", r"\text{(C)}", r"\textbf{C}", r"\text{\textbf{C}}", "C."),
+        ("C", "(C)", r"\text{(C)}", r"\textbf{C}", r"\text{\textbf{C}}", "C."),
         ("yes", "Yes", " YES. ", r"\text{Yes}"),
         ("(1,2)", "( 1, 2 )", r"\left(1, 2\right)", r"\left( 1,\, 2 \right)"),
         ("x^2+1", "x^2 + 1", "$x^2 +1$", r"x^2\ +\ 1"),
