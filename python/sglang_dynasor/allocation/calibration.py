@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from sglang_dynasor.allocation.confidence_bar import is_below
+from sglang_dynasor.allocation.curve import share_saved
 from sglang_dynasor.allocation.grants import AdaptiveGrants
 from sglang_dynasor.allocation.replay import Sample, full_vote, replay
 from sglang_dynasor.allocation.rules import make_rule
@@ -200,7 +201,7 @@ def choose(
     harms = outcomes.harm.sum(axis=1)
     passed = passed_settings(harms, n, max_harm, confidence)
     gains = outcomes.gain.sum(axis=1)
-    saved = 1 - outcomes.tokens.sum(axis=1) / outcomes.full_tokens.sum()
+    saved = share_saved(outcomes.tokens.sum(axis=1), outcomes.full_tokens.sum())
     tested = tuple(
         SettingResult(
             threshold=thresholds[row],

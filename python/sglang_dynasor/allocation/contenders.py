@@ -8,7 +8,12 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from sglang_dynasor.allocation.curve import CurvePoint, cheapest_equal, vote_leaders
+from sglang_dynasor.allocation.curve import (
+    CurvePoint,
+    cheapest_equal,
+    share_saved,
+    vote_leaders,
+)
 from sglang_dynasor.allocation.grants import AdaptiveGrants, FixedGrants, GrantPolicy
 from sglang_dynasor.allocation.replay import (
     Order,
@@ -119,8 +124,8 @@ class Comparison:
         figures = self.figures(name)
         equal = cheapest_equal(self.curve, figures.accuracy) or self.curve[-1]
         row = {field: getattr(figures, field) for field in _FIELDS}
-        row["tokens_saved"] = 1 - figures.tokens / self.figures("fixed").tokens
-        row["tokens_saved_vs_equal"] = 1 - figures.tokens / equal.tokens
+        row["tokens_saved"] = float(share_saved(figures.tokens, self.figures("fixed").tokens))
+        row["tokens_saved_vs_equal"] = float(share_saved(figures.tokens, equal.tokens))
         return row
 
     def interval(self, name: str, seed: int = 0) -> dict[str, tuple[float, float]]:
@@ -134,7 +139,7 @@ class Comparison:
         samples = {
             "accuracy": drawn @ rows[:, 0] / problems,
             "harm": drawn @ rows[:, 1] / problems,
-            "tokens_saved": 1 - (drawn @ rows[:, tokens]) / (drawn @ fixed[:, tokens]),
+            "tokens_saved": share_saved(drawn @ rows[:, tokens], drawn @ fixed[:, tokens]),
         }
         return {
             field: (float(low), float(high))
@@ -241,7 +246,7 @@ class Shuffles:
             outcome.tokens,
             outcome.branches_finished,
             outcome.rounds,
-            outcome.critical_path_tokens / self.mean_tokens,
+            outcome.critical_path_tokens / (self.mean_tokens or 1.0),
         ]
 
 

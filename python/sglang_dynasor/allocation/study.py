@@ -14,6 +14,7 @@ import numpy as np
 from scipy import stats
 
 from sglang_dynasor.allocation.contenders import Shuffles
+from sglang_dynasor.allocation.curve import share_saved
 from sglang_dynasor.allocation.policies import (
     AllocationPolicy,
     Even,
@@ -212,4 +213,5 @@ def _figures(name: str, runs: Iterable[_Run]) -> PolicyFigures:
         harmed = program.needed is not None and not right
         rows.append((right, harmed, outcome.tokens, every_token, outcome.branches, outcome.rounds))
     accuracy, harm, tokens, all_tokens, branches, rounds = np.mean(rows, axis=0).tolist()
-    return PolicyFigures(name, accuracy, harm, 1 - tokens / all_tokens, branches, rounds)
+    saved = float(share_saved(tokens, all_tokens))
+    return PolicyFigures(name, accuracy, harm, saved, branches, rounds)

@@ -371,3 +371,9 @@ def test_a_profile_with_a_bar_prunes_unless_the_operator_names_a_share(
     assert (config.keep_top, config.certainty_group_tokens) == (0.9, 16)
     own = DynasorConfig.parse({"profile": str(out), "keep_top": 0.5})
     assert (own.branch_rule, own.confidence_bar) == ("none", None)
+
+
+def test_empty_generations_are_calibrated_on_like_any_other() -> None:
+    problems = [problem(" " * 5, n_tokens=0, name=str(number)) for number in range(3)]
+    result = choose(replayed(problems, "beta", [0.9]), [0.9], max_harm=0.5, confidence=0.5)
+    assert (result.tokens_saved, result.harm) == (0.0, 0)
