@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -50,8 +49,10 @@ class Votes:
         self.tokens = 0
         self.aborted = False
         self._problem = problem
+        self._max_branches = max_branches
         self._grouping = grouping_of(problem.answer_format, config, equality)
-        self.tracker = CertaindexTracker(max_branches, self._grouping.key_of)
+        self.tracker = CertaindexTracker(max_branches, self._grouping.key)
+        self._answers: dict[int, str] = {}
         self._limit_s = config.pattern_time_limit_ms / 1000
 
     @property
@@ -61,12 +62,6 @@ class Votes:
     async def add(self, outputs: list[tuple[int, dict[str, Any]]]) -> None:
         """Count finished requests, the lowest index first."""
         outputs.sort(key=lambda entry: entry[0])
-        if self._grouping.slow:
-            await asyncio.to_thread(self._add, outputs)
-        else:
-            self._add(outputs)
-
-    def _add(self, outputs: list[tuple[int, dict[str, Any]]]) -> None:
         for index, output in outputs:
             meta = output["meta_info"]
             reason = meta["finish_reason"]["type"]
@@ -80,4 +75,14 @@ class Votes:
                     self._problem.answer_pattern,
                     self._limit_s,
                 )
+            self._answers[index] = answer
+            revision = self._grouping.revision
+            await self._grouping.prepare(answer)
+            self.tracker.add(index, answer)
+            if revision != self._grouping.revision:
+                self._recount()
+
+    def _recount(self) -> None:
+        self.tracker = CertaindexTracker(self._max_branches, self._grouping.key)
+        for index, answer in self._answers.items():
             self.tracker.add(index, answer)

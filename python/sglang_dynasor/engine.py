@@ -15,6 +15,7 @@ from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.handshake import check_this_process
 from sglang_dynasor.managers.program_messages import CARRIER
 from sglang_dynasor.managers.request_fields import with_carrier
+from sglang_dynasor.managers.tokenizer_manager import DynasorTokenizerManager
 from sglang_dynasor.programs import Program, ProgramResult
 
 
@@ -34,6 +35,12 @@ class DynasorEngine(Engine):
             load_plugins()
             check_this_process()
             super().__init__(**kwargs)
+
+    def shutdown(self) -> None:
+        """End every process of the engine."""
+        if isinstance(self.tokenizer_manager, DynasorTokenizerManager):  # it may not have started
+            self.tokenizer_manager.close_equality()
+        super().shutdown()
 
     def run(self, program: Program) -> ProgramResult:
         """Run one program to its answer. Raises ValueError for a malformed one."""

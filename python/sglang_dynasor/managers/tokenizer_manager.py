@@ -52,6 +52,7 @@ from sglang_dynasor.programs import (
     grouping_of,
     run_program,
     self_consistency,
+    with_answer,
 )
 from sglang_dynasor.scheduling import ProgramKey
 
@@ -124,6 +125,8 @@ class DynasorTokenizerManager(TokenizerManager):
         # Its sampling path has no place for an observer.
         speculative = self.server_args.speculative_algorithm is not None
         self._unmeasured = "not measured with speculative decoding" if speculative else None
+        if self._equality is not None:
+            self._equality.start_soon()
 
     @property
     def serving_chat_class(self) -> type:
@@ -234,10 +237,10 @@ class DynasorTokenizerManager(TokenizerManager):
         self._active_programs.add(key)
         try:
             run = await run_program(
-                self_consistency(spec, limit_s, grouping.key_of),
+                self_consistency(spec, limit_s, grouping),
                 client,
                 None if spec.deadline_ms is None else spec.deadline_ms / 1000,
-                in_thread=grouping.slow,
+                partial(with_answer, spec=spec, pattern_time_limit_s=limit_s, grouping=grouping),
             )
         finally:
             self._active_programs.discard(key)
@@ -281,6 +284,11 @@ class DynasorTokenizerManager(TokenizerManager):
         start = self._draw_handlers.get(ProgramKey(answer.tenant, answer.program_id))
         if start is not None:  # otherwise the program has ended meanwhile
             start(answer.count)
+
+    def close_equality(self) -> None:
+        """End the algebra workers; programs must be over."""
+        if self._equality is not None:
+            self._equality.close()
 
     def abort_request(self, rid: str = "", abort_all: bool = False) -> None:
         # A program's id is no request's id: upstream would drop the abort.

@@ -10,10 +10,10 @@ from sglang_dynasor.programs.base import (
     ShadowOutcome,
     Step,
 )
-from sglang_dynasor.programs.grouping import grouping_of
+from sglang_dynasor.programs.grouping import Grouping, grouping_of
 from sglang_dynasor.programs.result import Program, ProgramResult, build_report
 from sglang_dynasor.programs.runner import BranchClient, ProgramRun, run_program
-from sglang_dynasor.programs.self_consistency import self_consistency
+from sglang_dynasor.programs.self_consistency import self_consistency, with_answer
 from sglang_dynasor.programs.spec import ProgramSpec
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "BranchStop",
     "FinishedBranch",
     "Grant",
+    "Grouping",
     "Offer",
     "Outcome",
     "Program",
@@ -34,4 +35,5 @@ __all__ = [
     "grouping_of",
     "run_program",
     "self_consistency",
+    "with_answer",
 ]

@@ -45,7 +45,8 @@ class FinishedBranch:
     """One sampled path that ended by itself. `n_tokens` counts generated tokens.
 
     `certainty` is there where the tokens were measured (`ProgramSpec.wants_certainty`). A branch
-    stopped as `pruned` has no vote, one in a `loop` no answer.
+    stopped as `pruned` has no vote, one in a `loop` no answer. `answer` is there where it was
+    extracted already, "" where the text gives none.
     """
 
     index: int
@@ -53,6 +54,7 @@ class FinishedBranch:
     n_tokens: int
     stop_reason: BranchStop
     certainty: TokenCertainty | None = None
+    answer: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Protocol
 
-from sglang_dynasor.certaindex import AnswerGroups, MathEquality, canonical_key
+from sglang_dynasor.certaindex import AnswerGroups, MathEquality
 from sglang_dynasor.certaindex.embedding import EmbeddingGroups
 from sglang_dynasor.config import DynasorConfig
 
@@ -13,12 +12,22 @@ from sglang_dynasor.config import DynasorConfig
 _FORMULA_FORMATS = ("boxed", "regex")
 
 
-@dataclass(frozen=True, slots=True)
-class Grouping:
-    """`key_of` gives the group of an answer; `slow` says that it may take its time."""
+class Grouping(Protocol):
+    """The groups of one program's answers.
 
-    key_of: Callable[[str], str]
-    slow: bool
+    `key` names the group of an answer, at once where `prepare` was awaited before. Where
+    `revision` rises, keys given earlier have changed. `inactive` says what could not work, or "".
+    """
+
+    @property
+    def revision(self) -> int: ...
+
+    @property
+    def inactive(self) -> str: ...
+
+    def key(self, answer: str) -> str: ...
+
+    async def prepare(self, answer: str) -> None: ...
 
 
 def grouping_of(
@@ -26,7 +35,7 @@ def grouping_of(
 ) -> Grouping:
     """The grouping of one program: by algebra, by meaning, or by spelling and exact number."""
     if equality is not None and answer_format in _FORMULA_FORMATS:
-        return Grouping(AnswerGroups(equality).key, slow=True)
+        return AnswerGroups(equality)
     if config.embeddings_threshold and answer_format == "text":
-        return Grouping(EmbeddingGroups(config.embeddings_threshold).key, slow=True)
-    return Grouping(canonical_key, slow=False)
+        return EmbeddingGroups(config.embeddings_threshold)
+    return AnswerGroups()

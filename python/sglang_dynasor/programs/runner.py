@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from sglang_dynasor.programs.base import (
     FinishedBranch,
@@ -21,6 +21,9 @@ from sglang_dynasor.programs.base import (
 
 # How often a program with nothing to decide looks whether its client is still there.
 POLL_INTERVAL_S = 0.5
+
+# Adds to a finished branch what takes its time, so that the program's own steps never wait.
+Prepare: TypeAlias = Callable[[FinishedBranch], Awaitable[FinishedBranch]]
 
 
 class BranchClient(Protocol):
@@ -73,16 +76,15 @@ async def run_program(
     program: ReasoningProgram,
     client: BranchClient,
     deadline_s: float | None = None,
-    in_thread: bool = False,
+    prepare: Prepare | None = None,
 ) -> ProgramRun:
     """Run to the outcome. Whatever happens on the way, no branch is left running.
 
-    `in_thread` takes the program's own steps to a thread, for those that may wait (for algebra).
+    A finished branch that `prepare` still has at the deadline counts as it is.
     """
     branches = _Branches(client)
     clock = asyncio.get_running_loop().time
     ends_at = None if deadline_s is None else clock() + deadline_s
-    thread: asyncio.Future[Step | Outcome] | None = None
     try:
         step: Step | Outcome = _next_step(program, None)
         while not isinstance(step, Outcome):
@@ -91,15 +93,11 @@ async def run_program(
             while branch is None and (ends_at is None or clock() < ends_at):
                 remaining = POLL_INTERVAL_S if ends_at is None else ends_at - clock()
                 branch = await branches.next_finished(min(POLL_INTERVAL_S, remaining))
-            if in_thread:
-                thread = asyncio.ensure_future(asyncio.to_thread(_next_step, program, branch))
-                step = await asyncio.shield(thread)
-            else:
-                step = _next_step(program, branch)
+            if branch is not None and prepare is not None:
+                branch = await _prepared(branch, prepare, ends_at)
+            step = _next_step(program, branch)
     finally:
         await branches.end()
-        if thread is not None:  # a thread does not end with the task that waits for it
-            await asyncio.wait([thread])
         program.close()
     return ProgramRun(
         step,
@@ -110,8 +108,17 @@ async def run_program(
     )
 
 
+async def _prepared(
+    branch: FinishedBranch, prepare: Prepare, ends_at: float | None
+) -> FinishedBranch:
+    with suppress(TimeoutError):
+        async with asyncio.timeout_at(ends_at):
+            return await prepare(branch)
+    return branch
+
+
 def _next_step(program: ReasoningProgram, branch: FinishedBranch | None) -> Step | Outcome:
-    """What the program asks for next, or the outcome: a StopIteration cannot leave a thread."""
+    """What the program asks for next, or the outcome."""
     try:
         return program.send(branch)
     except StopIteration as stop:

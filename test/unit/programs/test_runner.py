@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import threading
+from dataclasses import replace
 
 import pytest
 
@@ -163,51 +163,53 @@ def test_cancelling_the_caller_leaves_no_branch_running() -> None:
     assert client.times_ended == 1
 
 
-def test_a_step_that_takes_its_time_in_a_thread_holds_up_nobody() -> None:
+def first_of(branches: int) -> ReasoningProgram:
+    first = yield Grant(branches)
+    assert first is not None
+    return outcome_of(first)
+
+
+def test_a_branch_is_prepared_before_the_program_sees_it_and_the_others_run_on() -> None:
+    async def prepare(branch: FinishedBranch) -> FinishedBranch:
+        await asyncio.sleep(5)
+        return replace(branch, text=f"{branch.text}, prepared")
+
     async def scenario() -> ProgramRun:
-        loop = asyncio.get_running_loop()
-        may_go_on = threading.Event()
+        return await run_program(first_of(2), FakeBranches(agreeing(3, 100)), prepare=prepare)
 
-        def slow() -> ReasoningProgram:
-            first = yield Grant(1)
-            # Only the loop, which must be running meanwhile, can let this go on.
-            loop.call_soon_threadsafe(may_go_on.set)
-            assert may_go_on.wait(30)
-            assert first is not None
-            return outcome_of(first)
-
-        return await run_program(slow(), FakeBranches(agreeing(0)), in_thread=True)
-
-    assert asyncio.run(scenario()).outcome.answer == "so \\boxed{7}"
+    result = run_virtual(scenario())
+    assert result.outcome.answer == "so \\boxed{7}, prepared"
+    assert result.cancelled[1].n_tokens == 8
 
 
-def test_cancelling_the_caller_during_a_step_in_a_thread_leaves_no_branch_running() -> None:
+def test_a_branch_still_being_prepared_at_the_deadline_counts_as_it_is() -> None:
+    async def scenario() -> tuple[ProgramRun, float]:
+        client = FakeBranches(agreeing(3, 100))
+        run = await run_program(first_of(2), client, 10.5, prepare=never)
+        return run, asyncio.get_running_loop().time()
+
+    result, ended_at = run_virtual(scenario())
+    assert result.outcome.answer == "so \\boxed{7}"
+    assert result.cancelled[1].n_tokens == 10
+    assert ended_at == 10.5
+
+
+async def never(branch: FinishedBranch) -> FinishedBranch:
+    await asyncio.get_running_loop().create_future()
+    return branch
+
+
+def test_cancelling_the_caller_while_a_branch_is_prepared_leaves_no_branch_running() -> None:
     async def scenario() -> FakeBranches:
-        in_step, may_go_on = asyncio.Event(), threading.Event()
-        loop = asyncio.get_running_loop()
-        closed = []
-
-        def slow() -> ReasoningProgram:
-            try:
-                yield Grant(2)
-                loop.call_soon_threadsafe(in_step.set)
-                assert may_go_on.wait(30)
-                yield Grant(0)
-            finally:
-                closed.append(True)
-            raise AssertionError("went on after its end")
-
-        client = FakeBranches(agreeing(0, 600))
-        task = asyncio.create_task(run_program(slow(), client, in_thread=True))
-        await in_step.wait()
+        client = FakeBranches(agreeing(3, 600))
+        task = asyncio.create_task(run_program(first_of(2), client, prepare=never))
+        await asyncio.sleep(5)
         task.cancel()
-        loop.call_later(0.05, may_go_on.set)
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert closed == [True]
         return client
 
-    client = asyncio.run(scenario())
+    client = run_virtual(scenario())
     assert not client.running
     assert client.times_ended == 1
 
