@@ -13,7 +13,8 @@ _MAX_NORMALISED_LENGTH = 1000
 _ELLIPSIS = re.compile(r"\.{3,}")
 # The blank of "1, 234" is all that tells two numbers from one.
 _SPACED_MARK = re.compile(r" ?(?!(?<=[0-9]), [0-9]{3}(?![0-9]))([^\w\s]) ?")
-_BRACED_SCRIPT = re.compile(r"([\^_])\{([A-Za-z0-9])\}(?![0-9])")
+_LOOSE_COMMA = re.compile(" , ?")
+_BRACED_SCRIPT = re.compile(r"([\^_])\{([A-Za-z0-9])\}(?![A-Za-z0-9])")
 _LETTER_IN_PARENTHESES = re.compile(r"\(([A-Za-z])\)")
 # In other words, of up to three letters, case may tell symbols, units or numerals apart.
 _WORDS = {"yes", "no", "odd", "all"}
@@ -45,12 +46,17 @@ def _short_key(text: str) -> str:
     if number:
         return number
     text = _without_ends(without_emphasis(text))
-    text = _without_ends(undressed(as_latex(text)).replace("$", ""))
-    return _rational_key(text) or _text_key(text)
+    text = " ".join(as_latex(undressed(text)).split())
+    text = _without_ends(_LOOSE_COMMA.sub(", ", text))
+    number = _rational_key(text)
+    if number:
+        return number
+    key = _text_key(text)
+    return text if _rational_key(key) else key  # as "2e - 3" without its blanks
 
 
 def _without_ends(text: str) -> str:
-    return text.strip("$= ").rstrip("., ").strip("$ ")
+    return text.strip("$ ").lstrip("= ").rstrip("., ").strip("$ ")
 
 
 def _rational_key(text: str) -> str:

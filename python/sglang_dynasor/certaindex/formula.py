@@ -24,7 +24,7 @@ class Symbol:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """An operation on formulas; `name` is one of `evaluation.OPERATIONS`."""
+    """An operation on formulas; `name` is one of those of `operations`."""
 
     name: str
     arguments: tuple[Formula, ...] = ()
@@ -47,14 +47,14 @@ _GREEK = re.compile(
     "|rho|sigma|tau|upsilon|(?:var)?phi|chi|psi|omega|ell|hbar"
     "|Gamma|Delta|Theta|Lambda|Xi|Pi|Sigma|Upsilon|Phi|Psi|Omega"
 )
-# Two letters in a row that are a unit, a word or a differential rather than a product.
+# Two letters in a row that are a unit, a word, a differential or a numeral rather than a product.
 _NO_PRODUCT = re.compile(
     "[cdhkmn]?m|[cdhkmn]g|[cdhkm]l|[fkmnp]s|[hk][rz]|[km][vw]|[gkmt]b|ft|fm|pm|in|yd|lb|oz|pt|qt"
     "|mi|bp|pa|ha|au|ly|rt|ev|am|an|as|at|be|by|do|go|he|if|is|it|me|my|no|of|oh|ok|on|or|so|to|up"
-    "|us|we|id|vs|st|nd|rd|th|d[abrstuvwxyz]"
+    "|us|we|id|vs|st|nd|rd|th|d[abrstuvwxyz]|i[ivxlcdm]|[vxlcdm]i|xx|x[vlc]|[lc]x|cd|dc|cc|mc"
 )
 _TOKEN = re.compile(
-    r"(?P<number>[0-9]+(?:\.[0-9]+)?|\.[0-9]+)|(?P<word>[A-Za-z]+)"
+    r"(?P<number>(?:[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?P<exponent>[eE][-+]?[0-9]{1,3})?)|(?P<word>[A-Za-z]+)"
     r"|\\(?P<command>[A-Za-z]+)|(?P<sign>[-+*/^_(){}\[\]|!°])|(?P<blank> +)"
 )
 _SUBSCRIPT = re.compile(r" ?_ ?(?:\{([A-Za-z0-9 ,+\\-]{1,20})\}|([A-Za-z0-9])(?![0-9]))")
@@ -66,6 +66,7 @@ _LEADING_ZERO = re.compile("0[0-9]")
 class Token:
     kind: str  # number, symbol, function, word function (without backslash), sign or end
     text: str
+    spaced: bool = False  # a symbol behind a blank
 
 
 END = Token("end", "")
@@ -81,6 +82,8 @@ def tokenize(text: str) -> list[Token]:
             raise Unclear(f"no formula has {text[position]!r} here")
         position, kind, token = match.end(), match.lastgroup, match[0]
         if kind == "number":
+            if match["exponent"] and "." not in token:
+                raise Unclear("2e-3 has two readings")
             if _LEADING_ZERO.match(token) or len(token) > _MAX_DIGITS:
                 raise Unclear(f"{token} is no plain number")
             tokens.append(Token("number", token))
@@ -89,8 +92,10 @@ def tokenize(text: str) -> list[Token]:
         elif kind == "word" and token not in WORD_FUNCTIONS:
             after_number = match.start() > 0 and text[match.start() - 1].isdigit()
             _refuse_words(token, tokens[-1].text if after_number else "")
-            tokens += [Token("symbol", letter) for letter in token[:-1]]
-            position = _add_symbol(tokens, token[-1], text, position)
+            spaced = text[match.start() - 1 : match.start()] == " "
+            tokens += [Token("symbol", letter, spaced) for letter in token[:-1]]
+            spaced = spaced and len(token) == 1
+            position = _add_symbol(tokens, token[-1], text, position, spaced)
         elif kind in ("word", "command"):
             name = match["command"] or token
             if name in _FUNCTION_OF:
@@ -100,7 +105,7 @@ def tokenize(text: str) -> list[Token]:
             elif name in _COMMANDS:
                 tokens.append(Token("sign", token))
             elif _GREEK.fullmatch(name):
-                position = _add_symbol(tokens, "\\" + name, text, position)
+                position = _add_symbol(tokens, "\\" + name, text, position, False)
             else:
                 raise Unclear(f"no formula has {token}")
     return [*tokens, END]
@@ -113,7 +118,7 @@ def _refuse_words(word: str, number: str) -> None:
         raise Unclear(f"{number}{word} may be a hexadecimal number")
 
 
-def _add_symbol(tokens: list[Token], name: str, text: str, position: int) -> int:
+def _add_symbol(tokens: list[Token], name: str, text: str, position: int, spaced: bool) -> int:
     """Add a symbol with the subscript and the primes behind it; return where they end."""
     subscript = _SUBSCRIPT.match(text, position)
     if subscript is not None:
@@ -123,7 +128,7 @@ def _add_symbol(tokens: list[Token], name: str, text: str, position: int) -> int
     if primes is not None:
         position = primes.end()
         name += primes[0]
-    tokens.append(Token("symbol", name))
+    tokens.append(Token("symbol", name, spaced))
     return position
 
 

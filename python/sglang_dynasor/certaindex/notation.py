@@ -14,8 +14,10 @@ _LOWERED = str.maketrans(_SUBSCRIPTS, "0123456789+-")
 _RAISED_RUN = re.compile(f"[{_SUPERSCRIPTS}]+")
 _LOWERED_RUN = re.compile(f"[{_SUBSCRIPTS}]+")
 _VULGAR_FRACTION = re.compile("([0-9])?([\u00bc-\u00be\u2150-\u215e])")
+# Of "\u221a23" all digits are under the root, as of a letter all: it has no bar that would say.
 _UNICODE_ROOT = re.compile(
-    r"([\u221a\u221b\u221c]) ?(?:([0-9]+(?:\.[0-9]+)?)(?![0-9.]| ?[A-Za-z(\\])|(?=[({A-Za-z]))"
+    r"([\u221a\u221b\u221c]) ?(?:(?P<radicand>[0-9]+(?:\.[0-9]+)?(?![0-9.]| ?[\w(\\])"
+    r"|[A-Za-z\u0391-\u03c9](?![\w(\\^!']))|(?=[({]))"
 )
 _ROOT_INDEX = {"\u221a": "", "\u221b": "[3]", "\u221c": "[4]"}
 
@@ -50,10 +52,16 @@ _SIGNS = {
     "\u2061\u2062\u2063": " ",
     "\u00b5": r"\mu ",
     "\u2206": r"\Delta ",
+    "\u03f5": r"\epsilon ",
+    "\u03d1": r"\vartheta ",
     "\u03d5": r"\phi ",
     "\u03a9": r"\Omega ",
 }
 _LATEX_OF = {ord(char): latex for chars, latex in _SIGNS.items() for char in chars}
+_LATEX_OF |= {
+    ord(char): rf"\mathbb{{{name}}}"
+    for char, name in zip("\u211d\u2124\u211a\u2115\u2102", "RZQNC", strict=True)
+}
 for _code in (*range(0x391, 0x3AA), *range(0x3B1, 0x3CA)):
     _case, _, _letter = (
         unicodedata.name(chr(_code), "").removeprefix("GREEK ").partition(" LETTER ")
@@ -64,24 +72,26 @@ for _code in (*range(0x391, 0x3AA), *range(0x3B1, 0x3CA)):
 # Commands that only dress their argument.
 _WRAPPER = re.compile(
     r"\\(?:text(?:bf|it|rm|sf|tt|up|normal)?|textnormal|math(?:rm|it|sf|normal|bf)|mbox|hbox"
-    r"|operatorname\*?|boxed|fbox|emph|underline) ?\{([^{}]*)\}"
+    r"|boxed|fbox|emph|underline) ?\{([^{}]*)\}"
 )
+_DOLLAR = re.compile(r"(?:(?<!\\)\\)?\$")
+_OPERATOR = re.compile(r"\\operatorname\*? ?\{([a-zA-Z]+)\}")
 _COLOR = re.compile(r"\\textcolor ?\{[^{}]*\} ?(?=\{)|\\color ?\{[^{}]*\}")
 # Behind another backslash it is the end of a matrix row and what follows it.
 _INVISIBLE = re.compile(
     r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits)(?![A-Za-z])"
-    r"|(?<!\\)\\[!()\[\]$]|(?<=[0-9])\\,(?=[0-9]{3})"
+    r"|(?<=[0-9])(?:\{,\}|,\\!|\\,|\{,\}\\!) ?(?=[0-9]{3}(?![0-9]))|(?<!\\)\\[!()\[\]$]"
 )
-_SPACE = re.compile(r"(?<!\\)\\[,;: >]|\\(?:q?quad|thinspace|space)(?![A-Za-z])|~")
+_SPACE = re.compile(r"(?<!\\)\\[,;: >]|\\(?:q?quad|thinspace|space)(?![A-Za-z])|(?<!^)~")
 _SYNONYMS = tuple(
     (re.compile(synonym), standard)
     for synonym, standard in (
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
         (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
-        (r"\\leq(?:slant|q)?(?![A-Za-z])|<=", r"\\le "),
-        (r"\\geq(?:slant|q)?(?![A-Za-z])|>=", r"\\ge "),
-        (r"\\neq(?![A-Za-z])|!=", r"\\ne "),
+        (r"\\leq(?:slant|q)?(?![A-Za-z])|< ?=", r"\\le "),
+        (r"\\geq(?:slant|q)?(?![A-Za-z])|> ?=", r"\\ge "),
+        (r"\\neq(?![A-Za-z])|! ?=", r"\\ne "),
         (r"\\lt(?![A-Za-z])", "<"),
         (r"\\gt(?![A-Za-z])", ">"),
         (r"\\(?:cdots|dots[cbom]?)(?![A-Za-z])", r"\\ldots "),
@@ -90,7 +100,7 @@ _SYNONYMS = tuple(
         (r"\\rbrace(?![A-Za-z])", r"\\}"),
         (r"\^ ?(?:\{ ?\\circ ?\}|\\circ(?![A-Za-z]))|(?<=[0-9}) ])degrees?(?![A-Za-z])", "°"),
         (r"\^ ?(?:\{ ?\\prime ?\}|\\prime(?![A-Za-z]))", "'"),
-        (r"\\%|(?<=[0-9}) ])per ?cent(?![A-Za-z])", "%"),
+        (r"(?<!\\)\\%|(?<=[0-9}) ])per ?cent(?![A-Za-z])", "%"),
         (r"\{,\}", ","),
         (r"\\frac ?([0-9])([0-9])", r"\\frac{\1}{\2}"),
     )
@@ -116,21 +126,22 @@ def _written_fraction(match: re.Match[str]) -> str:
 
 
 def _written_root(match: re.Match[str]) -> str:
-    """Of a number, all digits are under the root: the sign has no bar that would say."""
     root = rf"\sqrt{_ROOT_INDEX[match[1]]}"
-    return f"{root}{{{match[2]}}}" if match[2] else root
+    return f"{root}{{{match['radicand']}}}" if match["radicand"] else root
 
 
 def undressed(text: str) -> str:
-    """Return LaTeX without fonts, sizes, colours and spacing, of synonyms the shortest."""
+    """Return LaTeX without fonts, sizes, colours, spacing and dollars, of synonyms the shortest."""
+    text = _DOLLAR.sub("", text)
     text = _COLOR.sub(lambda color: r"\text" if color[0].startswith(r"\text") else "", text)
+    text = _OPERATOR.sub(r"\\\1 ", text)
     for _ in range(2):  # \text{\textbf{C}}: two layers occur, deeper ones only on purpose
         text = _WRAPPER.sub(r"\1", text)
     text = _INVISIBLE.sub("", text)
     text = _SPACE.sub(" ", text)
     for synonym, standard in _SYNONYMS:
         text = synonym.sub(standard, text)
-    return " ".join(text.split())
+    return text
 
 
 def without_emphasis(text: str) -> str:

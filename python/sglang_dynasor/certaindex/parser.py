@@ -27,6 +27,8 @@ _ONE_DEGREE = Call("/", (Call("pi"), Fraction(180)))
 _CLOSING = {"(": ")", "{": "}", r"\lfloor": r"\rfloor", r"\lceil": r"\rceil"}
 _ROUNDING = {r"\lfloor": "floor", r"\lceil": "ceil"}
 _STARTS = {"(", "{", r"\frac", r"\sqrt", r"\binom", r"\lfloor", r"\lceil"}
+# Of \log without a base and of lg, whose base differs between fields.
+_UNKNOWN_BASES = {"log": Symbol("base of log"), "lg": Symbol("base of lg")}
 _FUNCTION_LETTERS = {"f", "g", "h"}
 
 
@@ -103,6 +105,8 @@ class _Parser:
     def _starts_factor(self) -> bool:
         token = self._next
         if token.kind == "number":
+            if self._tokens[self._at - 1].text == "!":
+                return True
             raise Unclear("a number behind another factor")
         if token.text == "|":
             return not self._in_bars
@@ -144,7 +148,8 @@ class _Parser:
         sign = self._accept("-")
         kind, text = self._next.kind, self._next.text
         exponent = self._atom()
-        if self._next.kind == "symbol" and (kind == "symbol" or not symbols(base)):
+        glued = self._next.kind == "symbol" and not self._next.spaced
+        if glued and (kind == "symbol" or not symbols(base)):
             raise Unclear("e^2x has two readings")
         if text == "1" and self._next.text == "/":
             raise Unclear("x^1/2 has two readings")
@@ -227,6 +232,8 @@ class _Parser:
             return Call("root", (argument, Fraction(2)))
         if exponent == Call("*", (Fraction(-1), Fraction(1))) and "arc" + name in _INVERSE:
             return Call("arc" + name, (argument,))
+        if name in _UNKNOWN_BASES:
+            name, base = "log", base or _UNKNOWN_BASES[name]
         function = Call(name, (argument,) if base is None else (argument, base))
         if exponent is None:
             return function

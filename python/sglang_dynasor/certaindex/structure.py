@@ -11,13 +11,13 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from sglang_dynasor.certaindex.brackets import closes_last, split
 from sglang_dynasor.certaindex.evaluation import values, written
 from sglang_dynasor.certaindex.formula import WORD_FUNCTIONS, Symbol, Unclear, symbols
 from sglang_dynasor.certaindex.numbers import exact_number
 from sglang_dynasor.certaindex.parser import parse_formula
 from sglang_dynasor.certaindex.relation import Side, related
 
-_MAX_ITEMS = 40
 _MAX_DEPTH = 4
 _SEPARATOR = re.compile(r" ?[,;]? ?(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]) ?| ?[,;] ?")
 _COMMA = re.compile(" ?[,;] ?")
@@ -34,9 +34,12 @@ _BASED = re.compile(r"([0-9]+) ?_ ?(?:\{ ?([0-9]{1,2}) ?\}|([0-9]))")
 _EITHER_SIGN = re.compile(r"\\(pm|mp)(?![A-Za-z]) ?")
 _NAMES = re.compile(r"[A-Za-z]'?\([A-Za-z]\)|\([A-Za-z](?:,[A-Za-z])+\)")
 _WORD = re.compile(r"(?<![\\A-Za-z_{])[A-Za-z]{2,}")
+_UNIT = re.compile(r"[A-Za-z](?:[A-Za-z0-9 .,/^*()°-]|\\cdot ?)*")
 _UNIT_EXPONENT = re.compile(r"\^ ?\{ ?(-?[0-9]) ?\}")
 _THOUSANDS = re.compile(r"[0-9],[0-9]{3}(?![0-9])")
 _LEADING_ZERO = re.compile(r"(?<![0-9.])0[0-9]")
+# 2 \times 3 may be a size, 3-5 a range, 1/2/20 a date.
+_NO_ARITHMETIC = re.compile(r"[0-9.]+(?:(?: ?\\times ?[0-9.]+)+|(?:-[0-9.]+)+|(?:/[0-9.]+){2,})")
 # One digit must come three times, two digits as well, before it is clear what repeats.
 _REPEATING = re.compile(
     r"(?P<sign>-?)(?P<start>(?:0|[1-9][0-9]*)\.[0-9]*?)"
@@ -66,11 +69,9 @@ def meaning(text: str) -> Meaning:
         return _single(written(number) + "%" * text.endswith("%"))
     if _THOUSANDS.search(text) and not any(bracket in text for bracket in "([{"):
         return _with_thousands(text)
-    parts, separators = _split(_SEPARATOR, text)
+    parts, separators = split(_SEPARATOR, text)
     statements = [_statement(part) for part in parts]
-    if len(statements) == 1:
-        return statements[0]
-    return _joined(statements, any("or" in separator for separator in separators))
+    return statements[0] if len(statements) == 1 else _joined(statements, separators)
 
 
 def _single(text: str, name: str | None = None) -> Meaning:
@@ -86,29 +87,6 @@ def _list(items: Iterable[str], name: str | None = None) -> Meaning:
     return Meaning(_many("list", items), name, items)
 
 
-def _split(separator: re.Pattern[str], text: str) -> tuple[list[str], list[str]]:
-    """Split `text` where `separator` stands outside brackets; return parts and separators."""
-    parts: list[str] = []
-    separators: list[str] = []
-    depth = start = position = 0
-    while position < len(text):
-        match = separator.match(text, position) if depth == 0 else None
-        if match is not None:
-            parts.append(text[start : match.start()].strip())
-            separators.append(match[0].strip())
-            start = position = match.end()
-            continue
-        depth += (text[position] in "([{") - (text[position] in ")]}")
-        if text[position] == "\\":
-            depth += text.startswith(r"\begin", position) - text.startswith(r"\end", position)
-            depth += text.startswith(r"\{", position) - text.startswith(r"\}", position)
-            position += 1
-        position += 1
-    if len(parts) >= _MAX_ITEMS:
-        raise Unclear("too many items")
-    return [*parts, text[start:].strip()], separators
-
-
 def _with_thousands(text: str) -> Meaning:
     """A comma before three digits may separate thousands or values, but for one number alone."""
     left, equals, right = text.partition("=")
@@ -119,7 +97,11 @@ def _with_thousands(text: str) -> Meaning:
     return _single(written(number), name)
 
 
-def _joined(statements: list[Meaning], alternatives: bool) -> Meaning:
+def _joined(statements: list[Meaning], separators: list[str]) -> Meaning:
+    words = [separator.strip(",; ") for separator in separators]
+    alternatives = "or" in words
+    if len(set(words[:-1])) > 1 or (words[0] and words[0] != words[-1]):
+        raise Unclear("1, 2 or 3, 4 may be pairs")
     names = [statement.name for statement in statements]
     ranges = [statement.is_range for statement in statements]
     items = [item for statement in statements for item in statement.items]
@@ -129,19 +111,21 @@ def _joined(statements: list[Meaning], alternatives: bool) -> Meaning:
         return Meaning(_many("union", items), names[0], tuple(items), True)
     if any(ranges) or len(set(names) - {None}) > 1:
         raise Unclear("unknowns that may be related in more than one way")
+    if alternatives and None in names and any("&" in item for item in items):
+        raise Unclear("p or q may be a statement")
     if len(set(names[1:])) > 1 or names[1] not in (None, names[0]):
         raise Unclear("some values have names, others have not")
     return _list(items, names[0])
 
 
 def _statement(text: str) -> Meaning:
-    parts, _ = _split(_MEMBER, text)
+    parts, _ = split(_MEMBER, text)
     if len(parts) == 2:
         name, where = _name(parts[0]), _value(parts[1])
         if name is None or where.text[0].isdigit():
             raise Unclear("no member of a set")
         return replace(where, name=name, is_range=True)
-    parts, relations = _split(_RELATION, text)
+    parts, relations = split(_RELATION, text)
     if len(parts) == 1:
         return _value(text)
     sides = [Side(part, _name(part)) for part in parts]
@@ -188,18 +172,18 @@ def _name(text: str) -> str | None:
 def _value(text: str, depth: int = 0) -> Meaning:
     if depth > _MAX_DEPTH or not text:
         raise Unclear("nested too deeply, or nothing")
-    parts, _ = _split(_UNION, text)
+    parts, _ = split(_UNION, text)
     if len(parts) > 1:
         intervals = tuple(_value(part, depth + 1).text for part in parts)
         if any(interval[0].isdigit() for interval in intervals):
             raise Unclear("a union of what is no set")
         return Meaning(_many("union", intervals), None, intervals)
-    if _EITHER_SIGN.search(text):
-        return _of_either_sign(text, depth)
     bracketed = _bracketed(text, depth)
     if bracketed is not None:
         return _single(bracketed)
-    parts, _ = _split(_COLON, text)
+    if _EITHER_SIGN.search(text):
+        return _of_either_sign(text, depth)
+    parts, _ = split(_COLON, text)
     if len(parts) > 1:
         return _single(":".join(_value(part, depth + 1).text for part in parts))
     return _single(_special(text) or _number(text))
@@ -217,19 +201,19 @@ def _bracketed(text: str, depth: int) -> str | None:
     """Return the text of a tuple, interval, set or matrix, or None where it is none."""
     matrix = _MATRIX.fullmatch(text)
     if matrix is not None:
-        rows = [_texts(_COLUMN, row, depth) for row in _split(_ROW, matrix[2].strip("\\ "))[0]]
+        rows = [_texts(_COLUMN, row, depth) for row in split(_ROW, matrix[2].strip("\\ "))[0]]
         return "matrix[" + "|".join(map(";".join, rows)) + "]"
     match = _BRACKETS.fullmatch(text)
-    if match is None or not _closes_last(text):
+    if match is None or not closes_last(text):
         return None
     opening, inside, closing = match.groups()
     is_set = (opening, closing) in ((r"\{", r"\}"), ("{", "}"))
     if is_set and not inside.strip():
         return "set{}"
-    if len(_split(_COMMA, inside)[0]) == 1 and opening != r"\{":
+    if len(split(_COMMA, inside)[0]) == 1 and opening != r"\{":
         return None
     if is_set:
-        members = (_value(part, depth + 1) for part in _split(_COMMA, inside)[0])
+        members = (_value(part, depth + 1) for part in split(_COMMA, inside)[0])
         return _many("set", {item for member in members for item in member.items})
     if opening not in "([" or closing not in ")]":
         raise Unclear("brackets that do not match")
@@ -237,17 +221,7 @@ def _bracketed(text: str, depth: int) -> str | None:
 
 
 def _texts(separator: re.Pattern[str], text: str, depth: int) -> list[str]:
-    return [_value(part, depth + 1).text for part in _split(separator, text)[0]]
-
-
-def _closes_last(text: str) -> bool:
-    """Say whether the bracket that opens `text` is closed by its last character."""
-    depth = 0
-    for position, char in enumerate(text):
-        depth += (char in "([{") - (char in ")]}")
-        if depth == 0 and position >= 1:
-            return position == len(text) - 1
-    return False
+    return [_value(part, depth + 1).text for part in split(separator, text)[0]]
 
 
 def _special(text: str) -> str:
@@ -266,8 +240,8 @@ def _special(text: str) -> str:
 
 
 def _number(text: str) -> str:
-    if _LEADING_ZERO.search(text):
-        raise Unclear("a leading zero")
+    if _LEADING_ZERO.search(text) or _NO_ARITHMETIC.fullmatch(text):
+        raise Unclear("no plain number")
     if text.endswith("%") and not any(sign in text[1:] for sign in "+-"):
         return _number(text[:-1].strip()) + "%"
     number = exact_number(text)
@@ -278,20 +252,22 @@ def _number(text: str) -> str:
     if number is not None:
         return written(number)
     try:
-        return "&".join(map(written, values(parse_formula(text))))
+        texts = [written(value) for value in values(parse_formula(text))]
     except Unclear:
         return _quantity(text).text
+    return texts[0] if len(set(texts)) == 1 else "&".join(texts)
 
 
 def _quantity(text: str) -> Meaning:
     """A constant with a unit, which is compared as text."""
     for word in _WORD.finditer(text):
-        if word[0] not in WORD_FUNCTIONS:
-            number, unit = text[: word.start()].strip(), text[word.start() :]
-            exact = exact_number(number)
-            formula = parse_formula(number) if exact is None else exact
-            if symbols(formula):
-                raise Unclear("a unit behind letters")
-            value = written(*values(formula))
-            return _single(f"{value} " + _UNIT_EXPONENT.sub(r"^\1", unit))
+        if word[0] in WORD_FUNCTIONS:
+            continue
+        number, unit = text[: word.start()].strip(), text[word.start() :]
+        unit = _UNIT_EXPONENT.sub(r"^\1", unit)
+        exact = exact_number(number)
+        formula = parse_formula(number) if exact is None else exact
+        if symbols(formula) or not _UNIT.fullmatch(unit):
+            raise Unclear("no unit behind a constant")
+        return _single(f"{written(*values(formula))} {unit}")
     raise Unclear("neither formula nor quantity")
