@@ -309,6 +309,22 @@ def test_a_stopped_worker_delays_one_question_by_the_limit_and_the_others_not(
     assert pid not in both_ready(fakes)
 
 
+def test_with_one_worker_those_behind_a_late_question_wait_no_longer_than_the_limit(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0})
+    use_fake_workers(monkeypatch, tmp_path)
+    with MathEquality(LIMIT_S) as maths, ThreadPoolExecutor(8) as pool:
+        maths.start()
+        (pid,) = worker_pids(maths)
+        os.kill(pid, signal.SIGSTOP)
+        asked = list(pool.map(seconds_of, [maths] * 8, [f"answer {n}" for n in range(8)]))
+        assert max(seconds for _, seconds in asked) < LIMIT_S + SLACK_S
+        assert [verdict.fault for verdict, _ in asked].count("took longer than the limit") == 1
+        wait_until(lambda: worker_pids(maths) not in ([], [pid]), "another worker")
+        assert maths.verdict("answer 8") == Verdict(Fingerprint("8"))
+
+
 def test_an_answer_is_asked_once_for_all_programs(
     fakes: MathEquality, monkeypatch: pytest.MonkeyPatch
 ) -> None:
