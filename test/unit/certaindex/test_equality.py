@@ -153,10 +153,28 @@ def test_a_worker_has_bounded_memory(maths: MathEquality) -> None:
     assert resource.prlimit(worker_pids(maths)[0], resource.RLIMIT_AS) == (bound, bound)
 
 
-@pytest.mark.parametrize("question", ["", f"maths.equal(*{TOWER!r})"])
-def test_a_worker_does_not_outlive_a_killed_parent(question: str) -> None:
+# The worker's own code, over algebra that never ends.
+BUSY_WORKER = """
+import pathlib, sys, types
+from sglang_dynasor.certaindex import equality_worker
+
+def fingerprint(answer):
+    if answer == "busy":
+        pathlib.Path(__file__).with_name("is_busy").touch()
+        while True:
+            pass
+
+equality_worker._fingerprint_module = lambda: types.SimpleNamespace(fingerprint=fingerprint)
+equality_worker.main(float(sys.argv[1]), 8 << 30)
+"""
+
+
+@pytest.mark.parametrize("question", ["", "maths.verdict('busy')"])
+def test_a_worker_does_not_outlive_a_killed_parent(question: str, tmp_path: Path) -> None:
+    (tmp_path / "busy_worker.py").write_text(BUSY_WORKER)
     script = (
-        "from sglang_dynasor.certaindex.equality import MathEquality\n"
+        "import pathlib\nfrom sglang_dynasor.certaindex import MathEquality, equality\n"
+        f"equality._WORKER = pathlib.Path({str(tmp_path / 'busy_worker.py')!r})\n"
         "maths = MathEquality(1.0); maths.start()\n"
         "print(*[s.worker.process.pid for s in maths._pool._seats if s.ready], flush=True)\n"
         f"{question}\ninput()"
@@ -165,6 +183,8 @@ def test_a_worker_does_not_outlive_a_killed_parent(question: str) -> None:
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         pids = [int(pid) for pid in parent.stdout.readline().split()]
+        if question:
+            wait_until((tmp_path / "is_busy").exists, "it is being asked")
         parent.kill()
     assert pids and all(ends_within(pid, 10) for pid in pids)
 
