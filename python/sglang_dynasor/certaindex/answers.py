@@ -29,6 +29,9 @@ __all__ = [
     "extract_answer",
 ]
 
+# An answer stands at the end; a text that is longer is hostile or lost.
+_MAX_READ_LENGTH = 100_000  # characters
+
 _THOUGHT_START, _THOUGHT_END = "<think>", "</think>"
 
 
@@ -42,7 +45,8 @@ def extract_answer(
 
     Text after the last closing `</think>` goes first; only where it holds no answer does the
     whole text count (format text: never). A thought that is opened and never closed is a draft
-    and counts for nothing; one that the prompt has opened can't be told from a conclusion.
+    and counts for nothing; one that the prompt has opened can't be told from a conclusion. Of a
+    longer text the last 100,000 characters are read (formats regex and text: all).
     `time_limit_s` (seconds) bounds a client's own regular expression; past it there is no answer.
     Raises ValueError as `check_pattern` does.
     """
@@ -61,6 +65,7 @@ def extract_answer(
 def _extract(text: str, answer_format: str, pattern: str, time_limit_s: float) -> str:
     if answer_format == "regex":
         return _last_pattern_match(text, pattern, time_limit_s)
+    text = text[-_MAX_READ_LENGTH:]
     if answer_format == "json":
         return last_json_field(text, pattern.split("."))
     return _EXTRACTORS[answer_format](text)

@@ -63,10 +63,10 @@ def boxed_answers(text: str) -> list[str]:
         return [prefilled] if prefilled else []
     answers = [boxes[-1]]
     for box in reversed(boxes[:-1]):
-        if not _is_listed(text[box.end : answers[0].start]):
+        if not _is_listed(text[box.end : answers[-1].start]):
             break
-        answers.insert(0, box)
-    return list({canonical_key(box.content): box.content for box in answers}.values())
+        answers.append(box)
+    return list({canonical_key(box.content): box.content for box in reversed(answers)}.values())
 
 
 def _closed_boxes(text: str) -> tuple[list[_Box], str]:

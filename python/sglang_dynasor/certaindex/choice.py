@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from sglang_dynasor.certaindex import choice_words as words
 from sglang_dynasor.certaindex.boxed import boxed_answers
@@ -10,9 +11,14 @@ from sglang_dynasor.certaindex.boxed import boxed_answers
 # Full-width letters and marks.
 _PLAIN = {0xFF21 + n: chr(ord("A") + n) for n in range(26)}
 _PLAIN |= {0xFF41 + n: chr(ord("a") + n) for n in range(26)}
+_PLAIN[0x130] = "I"  # the only letter whose lower case is longer
 _PLAIN |= {0xFF08: "(", 0xFF09: ")", 0xFF1A: ":", 0xFF0E: ".", 0xFF0C: ",", 0xFF1D: "="}
+_PLAIN |= {0x3002: ".", 0xFF01: "!", 0xFF1F: "?"}
 
-_STOP = r"\w.!?;\\\u3002\uff01\uff1f"
+# Each candidate is looked at closely; answers sit among the last few.
+_MAX_CANDIDATES = 100
+
+_STOP = r"\w.!?;\\"
 _GAP = rf"[^{_STOP}\n]{{0,8}}+"
 # Only behind a colon may the letter stand on a line of its own.
 _LAST_GAP = rf"[^{_STOP}\n:]{{0,8}}+(?::[^{_STOP}]{{0,12}}+)?"
@@ -20,7 +26,8 @@ _TEX_TEXT = r"\\(?:text\w{0,2}|math\w{2}|mbox)\s?\{\s?"
 _OPENING = rf"(?:{_TEX_TEXT}|\\[(\[] ?|\(){{0,3}}"
 _BRIDGE = rf"(?:{_GAP}{words.FILLER}){{0,6}}+{_LAST_GAP}{_OPENING}"
 _WORD_CHARACTER = words.WORD_CHARACTER
-_LETTER = rf"(?<![{_WORD_CHARACTER}])(?<!\w['\u2019])([%s])(?![{_WORD_CHARACTER}]|['\u2019]\w)"
+# The lookbehinds come last: a search skips what is no such letter.
+_LETTER = rf"([%s])(?<![{_WORD_CHARACTER}].)(?<!\w['\u2019].)(?![{_WORD_CHARACTER}]|['\u2019]\w)"
 _CAPITAL, _EITHER_CASE = _LETTER % "A-J", _LETTER % "A-Ja-j"
 _CLOSING = r"[)\]}*\"'$\u201d\u2019\u300d]{0,4}"
 
@@ -30,18 +37,15 @@ _OPENED = re.compile(
     rf"(?:{_CLOSING}(?:[.):]|,(?!\s*[A-J]\b)|\s+[-\u2013\u2014]\s)|[^\w\n]*(?:\n|\Z))"
 )
 _LETTERED_LINE = re.compile(r"^\W{0,6}([A-Ja-j])[.):]", re.MULTILINE)
-_ANSWERED = re.compile(words.ANSWER_CUE + _BRIDGE + _EITHER_CASE)
-# Most explicit form first; within a form the last occurrence is the answer.
-_FORMS = tuple(
-    re.compile(form)
-    for form in (
-        words.PICK_CUE + _BRIDGE + _EITHER_CASE,
-        rf"{_CAPITAL}{_CLOSING}(?:{words.CONFIRMED_AFTER})",
-        words.OPTION_CUE + _BRIDGE + _EITHER_CASE,
-        rf"(?<![\w\\])\({_CAPITAL}\)",
-        rf"(?<![.'\u2019]){_CAPITAL}(?:[.)*]|\s*+$)",
-    )
+_BEHIND_CUE = re.compile(rf"(?!(?<=[{_WORD_CHARACTER}])[{_WORD_CHARACTER}]){_BRIDGE}{_EITHER_CASE}")
+_ANSWER_CUE, _PICK_CUE, _OPTION_CUE = (
+    re.compile(cue) for cue in (words.ANSWER_CUE, words.PICK_CUE, words.OPTION_CUE)
 )
+_CONFIRMED = re.compile(rf"{_CAPITAL}{_CLOSING}(?:{words.CONFIRMED_AFTER})")
+_IN_PARENTHESES = re.compile(rf"\((?<![\w\\].){_CAPITAL}\)")
+_SMALL_IN_PARENTHESES = re.compile(rf"\((?<![\w\\].){_EITHER_CASE}\)")
+_AT_AN_END = re.compile(rf"{_CAPITAL}(?<![.'\u2019].)(?:[.)*]|\s*+$)")
+_INSIDE_WORD = re.compile(rf"[{_WORD_CHARACTER}]{{2}}")
 _LONE_CAPITAL = re.compile(_CAPITAL)
 
 _TEX_DRESS = re.compile(r"\\(?:text\w{0,2}|math\w{2}|mbox|q?quad|[ ,:;!])|[{}$*]")
@@ -50,12 +54,13 @@ _BOXED = re.compile(
     r"(?:\s*\)|[.:](?=\s)|\s*\Z|\s+[\u2013\u2014]|\s+(?=[A-Za-z]{2})|(?=\s*,\s*[A-J]))"
 )
 _FORMULA_BEFORE = re.compile(
-    r"(?:[+/^_=\u00d7\u00f7\u00b7<]|(?<!\*)\*|(?<![=-])>|\d-|\w - )[ \t$]*$"
+    r"(?:[+/^_=\u00d7\u00f7\u00b7<]|(?<!\*)\*|(?<![=-])>|\d-|\w - |\w\("
+    r"|\\(?!text|math|mbox|q?quad)[A-Za-z]+[ {]{0,2})[ \t$]*$"
 )
 _FORMULA_AFTER = re.compile(
     r"[ \t$]*(?:[=+^/<>\u00d7\u00f7\u2264\u2265\u2260\u2248\u2208\u2261\u00b7](?!/)"
-    r"|\\(?!text|math|mbox|q?quad)[A-Za-z]|-[ \t]*(?:[0-9]|[A-Za-z](?![A-Za-z])))"
-    r"|\.[A-Za-z]|\*[A-Za-z0-9]| \* |\([^()]{1,20}\)"
+    r"|\\(?!text|math|mbox|q?quad)[A-Za-z]|-[ \t](?!a[ \t])[A-Za-z](?![A-Za-z]))"
+    r"|-[A-Za-z0-9]|\.[A-Za-z]|\*[A-Za-z0-9]| \* |\([^()]{1,20}\)"
 )
 _NOUN = re.compile(rf"[ \t]+(?!{words.FUNCTION_WORD}\b)[^\W\d_]+")
 _ANOTHER = (
@@ -63,7 +68,7 @@ _ANOTHER = (
     rf"{_CAPITAL}"
 )
 _MORE = re.compile(
-    rf"(?:{_ANOTHER.replace('([A-J])', '[A-J]')}){{1,9}}(?=[)\s*$}}\]]*(?:[.;\n。]|\Z))"
+    rf"(?:{_ANOTHER.replace('([A-J])', '[A-J]')}){{1,9}}(?=[)\s*$}}\]]*(?:[.;\n]|\Z))"
 )
 _REJECTED_BEFORE = re.compile(
     rf"{words.REJECTED_BEFORE}[ \t(\"'*$]*(?:(?i:the|option|choice|answer|die|la)\s+){{0,2}}"
@@ -82,20 +87,23 @@ def last_choice(text: str) -> str:
     text = text if text.isascii() else text.translate(_PLAIN)
     return (
         _boxed_choice(text)
-        or _last_pick(text, _ANSWERED)
+        or _cued_choice(text, _ANSWER_CUE)
         or _opening_choice(text)
-        or next(filter(None, (_last_pick(text, form) for form in _FORMS)), "")
+        or _cued_choice(text, _PICK_CUE)
+        or _last_pick(text, _CONFIRMED.finditer(text))
+        or _cued_choice(text, _OPTION_CUE)
+        or _last_pick(text, _IN_PARENTHESES.finditer(text))
+        or _last_pick(text, _AT_AN_END.finditer(text))
+        or _last_pick(text, _SMALL_IN_PARENTHESES.finditer(text))
         or _only_capital(text)
     )
 
 
 def _boxed_choice(text: str) -> str:
-    choice = ""
-    for box in boxed_answers(text):
-        content = _TEX_DRESS.sub(" ", box)
-        match = _BOXED.match(content)
-        choice = (match and _pick(content, match)) or choice
-    return choice
+    contents = [_TEX_DRESS.sub(" ", box) for box in boxed_answers(text)]
+    found = ((content, _BOXED.match(content)) for content in contents)
+    picks = {_pick(content, match) for content, match in found if match}
+    return ", ".join(sorted(picks - {""}))
 
 
 def _opening_choice(text: str) -> str:
@@ -106,17 +114,28 @@ def _opening_choice(text: str) -> str:
     return _pick(text, match)
 
 
+def _cued_choice(text: str, cue: re.Pattern[str]) -> str:
+    cues = list(cue.finditer(text.lower()))[-_MAX_CANDIDATES:]
+    found = (_BEHIND_CUE.match(text, match.end()) for match in cues if _is_word(text, match))
+    return _last_pick(text, filter(None, found))
+
+
+def _is_word(text: str, match: re.Match[str]) -> bool:
+    """Whether a match that begins with a Latin letter begins a word."""
+    before = text[max(0, match.start() - 1) : match.start() + 1]
+    return not _INSIDE_WORD.fullmatch(before)
+
+
 def _only_capital(text: str) -> str:
     last_line = text.rstrip().rpartition("\n")[2]
-    picks = {_pick(last_line, match) for match in _LONE_CAPITAL.finditer(last_line)} - {"", "I"}
+    candidates = list(_LONE_CAPITAL.finditer(last_line))[-_MAX_CANDIDATES:]
+    picks = {_pick(last_line, match) for match in candidates} - {"", "I"}
     return picks.pop() if len(picks) == 1 else ""
 
 
-def _last_pick(text: str, form: re.Pattern[str]) -> str:
-    pick = ""
-    for match in form.finditer(text):
-        pick = _pick(text, match) or pick
-    return pick
+def _last_pick(text: str, candidates: Iterable[re.Match[str]]) -> str:
+    last = reversed(list(candidates)[-_MAX_CANDIDATES:])
+    return next(filter(None, (_pick(text, match) for match in last)), "")
 
 
 def _pick(text: str, match: re.Match[str]) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 
-# Each attempt may read the whole text; answers sit in the last few objects.
+# Answers sit in the last few objects, and nested ones may each be as long as the text.
 _MAX_ATTEMPTS = 64
+_MAX_READINGS = 4  # of the text's length, all attempts together
 
 # A string stands behind a bracket, comma or colon and before one: prose quotes elsewhere.
 _STRING = r"""(?:"(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+')(?=\s*+[,:}\]])"""
@@ -32,7 +33,11 @@ def last_json_field(text: str, path: list[str]) -> str:
     """
     # Digits stay as written: a number's spelling is the answer's spelling.
     decoder = json.JSONDecoder(parse_int=str, parse_float=str, strict=False)
+    unread = _MAX_READINGS * len(text)
     for start, end in reversed(_closed_objects(text)[-_MAX_ATTEMPTS:]):
+        unread -= end - start
+        if unread < 0:
+            break
         try:
             value = decoder.decode(_repaired(text[start:end]))
         except (ValueError, RecursionError):

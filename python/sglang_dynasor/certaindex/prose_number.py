@@ -24,13 +24,16 @@ _WHOLES = "|".join(
         rf"{_DIGITS}\^(?:\{{[^{{}}0-9-][^{{}}]{{0,40}}\}}|[A-Za-z])",  # a power of unknown size
         r"[0-9]+(?::[0-9]+)+",  # a time or a ratio
         r"[0-9][0-9A-F]*_(?:\{[0-9]+\}|[0-9]+)",  # a number in another base
+        rf"{_DIGITS}(?: ?(?:hundred|thousand|million|billion|trillion|dozen)\b|[万萬亿億])",
         r"[0-9]*\.[0-9]+(?:\.\.\.|\u2026| ?\\[lc]?dots)",
         # A decimal comma or a pair, but no thousands.
         r"(?<![0-9],)(?![1-9][0-9]{0,2},[0-9]{3}(?![0-9]))[0-9]+,[0-9]+(?![0-9]|,[0-9])",
     )
 )
 _CURRENCY = r"(?:(?:US)?\\?[$\u20ac\u00a3\u00a5\u20b9] ?)"
-_SIGN = rf"(?:(?P<sign>(?<![\w)\]}}])[-+]|(?:(?<==)|(?<== ))-(?= )) ?{_CURRENCY}?)"
+_SIGN = (
+    rf"(?:(?P<sign>(?<![A-Za-z0-9_\u00c0-\u04ff)\]}}])[-+]|(?:(?<==)|(?<== ))-(?= )) ?{_CURRENCY}?)"
+)
 _NUMBER = re.compile(
     r"(?=[-+0-9.\\^_\u00bc-\u00be\u2150-\u215e\u221a\u03c0])"
     rf"(?:[\^_]\{{[^{{}}]{{0,40}}\}}"
