@@ -14,7 +14,8 @@ _ELLIPSIS = re.compile(r"\.{3,}")
 # The blank of "1, 234" is all that tells two numbers from one.
 _SPACED_MARK = re.compile(r" ?(?!(?<=[0-9]), [0-9]{3}(?![0-9]))([^\w\s]) ?")
 _LOOSE_COMMA = re.compile(" , ?")
-_BRACED_SCRIPT = re.compile(r"([\^_])\{([A-Za-z0-9])\}(?![A-Za-z0-9])")
+# What stands behind may belong to an exponent without braces: e^{2}x is not e^2x.
+_BRACED_SCRIPT = re.compile(r"([\^_])\{([A-Za-z0-9])\}(?![A-Za-z0-9])|(_)\{([0-9])\}(?![0-9])")
 _LETTER_IN_PARENTHESES = re.compile(r"\(([A-Za-z])\)")
 # In other words, of up to three letters, case may tell symbols, units or numerals apart.
 _WORDS = {"yes", "no", "odd", "all"}
@@ -56,7 +57,7 @@ def _short_key(text: str) -> str:
 
 
 def _without_ends(text: str) -> str:
-    return text.strip("$ ").lstrip("= ").rstrip("., ").strip("$ ")
+    return text.strip("$ ").lstrip("= ").rstrip("., ;").strip("$ ")
 
 
 def _rational_key(text: str) -> str:
@@ -67,7 +68,7 @@ def _rational_key(text: str) -> str:
 
 
 def _text_key(text: str) -> str:
-    text = _BRACED_SCRIPT.sub(r"\1\2", _SPACED_MARK.sub(r"\1", text))
+    text = _BRACED_SCRIPT.sub(r"\1\2\3\4", _SPACED_MARK.sub(r"\1", text))
     letter = _LETTER_IN_PARENTHESES.fullmatch(text)
     if letter is not None:
         text = letter[1]

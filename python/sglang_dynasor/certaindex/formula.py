@@ -82,7 +82,7 @@ def tokenize(text: str) -> list[Token]:
             raise Unclear(f"no formula has {text[position]!r} here")
         position, kind, token = match.end(), match.lastgroup, match[0]
         if kind == "number":
-            if match["exponent"] and "." not in token:
+            if match["exponent"] and match["exponent"][1] in "+-" and "." not in token:
                 raise Unclear("2e-3 has two readings")
             if _LEADING_ZERO.match(token) or len(token) > _MAX_DIGITS:
                 raise Unclear(f"{token} is no plain number")
@@ -91,7 +91,8 @@ def tokenize(text: str) -> list[Token]:
             tokens.append(Token("sign", token))
         elif kind == "word" and token not in WORD_FUNCTIONS:
             after_number = match.start() > 0 and text[match.start() - 1].isdigit()
-            _refuse_words(token, tokens[-1].text if after_number else "")
+            of_command = len(tokens) > 1 and tokens[-2].text == r"\frac"
+            _refuse_words(token, tokens[-1].text if after_number and not of_command else "")
             spaced = text[match.start() - 1 : match.start()] == " "
             tokens += [Token("symbol", letter, spaced) for letter in token[:-1]]
             spaced = spaced and len(token) == 1

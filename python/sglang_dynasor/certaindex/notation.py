@@ -75,6 +75,7 @@ _WRAPPER = re.compile(
     r"|boxed|fbox|emph|underline) ?\{([^{}]*)\}"
 )
 _DOLLAR = re.compile(r"(?:(?<!\\)\\)?\$")
+_COMMAND_BEFORE = re.compile(r"\\[A-Za-z]{1,20}$")
 _OPERATOR = re.compile(r"\\operatorname\*? ?\{([a-zA-Z]+)\}")
 _COLOR = re.compile(r"\\textcolor ?\{[^{}]*\} ?(?=\{)|\\color ?\{[^{}]*\}")
 # Behind another backslash it is the end of a matrix row and what follows it.
@@ -88,6 +89,12 @@ _SYNONYMS = tuple(
     for synonym, standard in (
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
+        (r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
+        (
+            r"[\[(] ?\\begin ?\{array\} ?\{[clr| ]*\}(.*)\\end ?\{array\} ?[\])]",
+            r"\\begin{pmatrix}\1\\end{pmatrix}",
+        ),
+        (r"(?<=[A-Za-z0-9)])\*\*(?=[A-Za-z0-9(-])", "^"),
         (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
         (r"\\leq(?:slant|q)?(?![A-Za-z])|< ?=", r"\\le "),
         (r"\\geq(?:slant|q)?(?![A-Za-z])|> ?=", r"\\ge "),
@@ -105,7 +112,7 @@ _SYNONYMS = tuple(
         (r"\\frac ?([0-9])([0-9])", r"\\frac{\1}{\2}"),
     )
 )
-_EMPHASIS = re.compile(r"(\*\*?|__)(?=[^*_\s])([^*]*[^*\s])\1")
+_EMPHASIS = re.compile(r"(\*{1,3}|__|`)(?=[^*_`\s])([^*`]*[^*`\s])\1")
 
 
 def as_latex(text: str) -> str:
@@ -136,12 +143,17 @@ def undressed(text: str) -> str:
     text = _COLOR.sub(lambda color: r"\text" if color[0].startswith(r"\text") else "", text)
     text = _OPERATOR.sub(r"\\\1 ", text)
     for _ in range(2):  # \text{\textbf{C}}: two layers occur, deeper ones only on purpose
-        text = _WRAPPER.sub(r"\1", text)
+        text = _WRAPPER.sub(_unwrapped, text)
     text = _INVISIBLE.sub("", text)
     text = _SPACE.sub(" ", text)
     for synonym, standard in _SYNONYMS:
         text = synonym.sub(standard, text)
     return text
+
+
+def _unwrapped(match: re.Match[str]) -> str:
+    glued = _COMMAND_BEFORE.search(match.string, 0, match.start()) and match[1][:1].isalpha()
+    return " " * bool(glued) + match[1]
 
 
 def without_emphasis(text: str) -> str:

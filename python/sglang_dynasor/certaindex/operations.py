@@ -35,7 +35,10 @@ Value = Any
 
 def apply(name: str, arguments: list[Value]) -> Value:
     """Return the value of the operation `name` of OPERATIONS. Raises Unclear."""
-    value = _OPERATIONS[name](*arguments)
+    try:
+        value = _OPERATIONS[name](*arguments)
+    except (ArithmeticError, ValueError) as error:  # a pole, or what mpmath can't represent
+        raise Unclear(str(error)) from error
     if not isinstance(value, Fraction):
         return _without_noise(value)
     if max(value.numerator.bit_length(), value.denominator.bit_length()) > _MAX_EXACT_BITS:
@@ -136,7 +139,7 @@ def _inexact_power(base: Value, exponent: Value) -> Value:
 
 def has_real_root(base: Value, exponent: Value) -> bool:
     """Say whether a power may have a real value apart from its principal one."""
-    negative = isinstance(base, (Fraction, context.mpf)) and base < 0
+    negative = isinstance(base, Fraction | context.mpf) and base < 0
     return negative and not (isinstance(exponent, Fraction) and exponent.denominator <= 2)
 
 
@@ -149,15 +152,14 @@ def _exact_root(base: Fraction, index: int) -> Fraction | None:
 
 
 def _root(radicand: Value, index: Value) -> Value:
-    if not isinstance(index, Fraction) or index.denominator > 1 or not 2 <= index <= 1000:
-        if not isinstance(index, Fraction) and index != 0:
-            return _raise(radicand, 1 / inexact(index))
-        raise Unclear("no whole index of a root")
-    negative = isinstance(radicand, (Fraction, context.mpf)) and radicand < 0
-    if negative and index % 2:
+    if index == 0:
+        raise Unclear("a root without an index")
+    if not isinstance(index, Fraction):
+        return _raise(radicand, 1 / inexact(index))
+    if isinstance(radicand, Fraction | context.mpf) and radicand < 0 and index != 2:
+        if index.denominator > 1 or index % 2 == 0:
+            raise Unclear("no real root of a negative number")
         return -_raise(-radicand, 1 / index)
-    if negative and index > 2:
-        raise Unclear("an even root of a negative number")
     return _raise(radicand, 1 / index)
 
 

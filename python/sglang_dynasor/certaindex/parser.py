@@ -6,6 +6,7 @@ matrices, chemistry or Roman numerals, `a \times b` a cross product: all are ref
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 
 from sglang_dynasor.certaindex.formula import (
@@ -29,6 +30,7 @@ _ROUNDING = {r"\lfloor": "floor", r"\lceil": "ceil"}
 _STARTS = {"(", "{", r"\frac", r"\sqrt", r"\binom", r"\lfloor", r"\lceil"}
 # Of \log without a base and of lg, whose base differs between fields.
 _UNKNOWN_BASES = {"log": Symbol("base of log"), "lg": Symbol("base of lg")}
+_ORDERED = re.compile(r"[A-Z]|\\sigma_|[ij]$")
 _FUNCTION_LETTERS = {"f", "g", "h"}
 
 
@@ -98,6 +100,8 @@ class _Parser:
             mixed = not operator and _is_mixed(product, factor)
             product = Call("+" if mixed else "*", (product, factor))
             factors.append(factor)
+        if Fraction(0) in factors and symbols(product) - {"i"}:
+            raise Unclear("0 m is not 0 s")
         if _may_not_commute(factors):
             raise Unclear("a product of matrices")
         return product
@@ -282,5 +286,6 @@ def _is_mixed(whole: Formula, part: Formula) -> bool:
 
 
 def _may_not_commute(factors: list[Formula]) -> bool:
-    capitals = [{name for name in symbols(factor) if name[0].isupper()} for factor in factors]
-    return sum(map(bool, capitals)) > 1 and len(set[str]().union(*capitals)) > 1
+    """Say whether several factors may be matrices (capital letters, Pauli's) or quaternions."""
+    letters = [{name for name in symbols(factor) if _ORDERED.match(name)} for factor in factors]
+    return sum(map(bool, letters)) > 1 and len(set[str]().union(*letters)) > 1

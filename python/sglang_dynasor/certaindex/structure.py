@@ -30,7 +30,7 @@ _COLUMN = re.compile(" ?& ?")
 _BRACKETS = re.compile(r"(\\\{|[\[({])(.*?)(\\\}|[\])}])", re.DOTALL)
 _INFINITY = re.compile(r"([-+]?) ?\\infty")
 _MATRIX = re.compile(r"\\begin ?\{([bp]?matrix)\}(.*)\\end ?\{\1\}")
-_BASED = re.compile(r"([0-9]+) ?_ ?(?:\{ ?([0-9]{1,2}) ?\}|([0-9]))")
+_BASED = re.compile(r"\(?([0-9]+)\)? ?_ ?(?:\{ ?([0-9]{1,2}) ?\}|([0-9]))")
 _EITHER_SIGN = re.compile(r"\\(pm|mp)(?![A-Za-z]) ?")
 _NAMES = re.compile(r"[A-Za-z]'?\([A-Za-z]\)|\([A-Za-z](?:,[A-Za-z])+\)")
 _WORD = re.compile(r"(?<![\\A-Za-z_{])[A-Za-z]{2,}")
@@ -201,7 +201,10 @@ def _bracketed(text: str, depth: int) -> str | None:
     """Return the text of a tuple, interval, set or matrix, or None where it is none."""
     matrix = _MATRIX.fullmatch(text)
     if matrix is not None:
-        rows = [_texts(_COLUMN, row, depth) for row in split(_ROW, matrix[2].strip("\\ "))[0]]
+        rows = [
+            _texts(_COLUMN, row, depth)
+            for row in split(_ROW, matrix[2].strip().removesuffix(r"\\"))[0]
+        ]
         return "matrix[" + "|".join(map(";".join, rows)) + "]"
     match = _BRACKETS.fullmatch(text)
     if match is None or not closes_last(text):

@@ -36,6 +36,7 @@ EQUAL = {
         (r"\frac{7}{2}", r"3\frac12", "3½", "3.5"),
         (r"\lfloor \pi \rfloor", "3"),
         ("|2-5|", r"\lvert -3 \rvert", "3"),
+        (r"{12 \choose 3}", "220"),
         (r"1 - \frac{1}{2^{70}}", r"\frac{2^{70}-1}{2^{70}}"),
     ],
     "constants": [
@@ -59,7 +60,11 @@ EQUAL = {
         (r"\frac{L}{L+l}", r"\frac{1}{1+\frac{l}{L}}"),
         ("θ_1/2", r"\frac{\theta_1}{2}", r"\frac{\theta_{1}}{2}"),
         (r"e^{a+b}", r"e^a e^b"),
-        ("n\\pi", "\\pi n"),
+        (r"n\pi", r"\pi n"),
+        (r"\sqrt[n]{x}", "x^{1/n}"),
+        ("x**2/3", r"\frac{x^2}{3}"),
+        (r"\frac1t", "t^{-1}"),
+        (r"\ln(ab^2)", r"\ln(b \cdot ab)"),
     ],
     "lists": [
         ("4, 9", "9,4", "4 and 9", "9 or 4", "$4$ and $9$", r"4 \text{ and } 9"),
@@ -91,6 +96,8 @@ EQUAL = {
         ("a = 4 + 4 = 8", "8"),
         ("g(t) = 3t", "3t"),
         ("1:√2", r"1 : \sqrt{2}"),
+        (r"\left[\begin{array}{cc}a&b\end{array}\right]", r"\begin{pmatrix}a & b\end{pmatrix}"),
+        ("43_{5}", "43_5", "(43)_5"),
     ],
     "quantities": [
         ("35%", r"35\%", "35 percent", "35.0 %"),
@@ -99,6 +106,8 @@ EQUAL = {
         (r"12\mbox{ ft}^2", r"12 \text{ ft}^{2}", "12 ft²"),
         ("1/4 mol", "0.25 mol", r"\frac14 \text{ mol}"),
         ("2,500 kg", "2500 kg"),
+        (r"2.5 \times 10^{-3} \text{ mol}", "2.5e-3 mol"),
+        (r"7\,\mu\text{m}", "7 \u00b5m", r"7\mu\,m"),
     ],
 }
 UNEQUAL = {
@@ -147,6 +156,8 @@ UNEQUAL = {
         ("PQ", "QP"),
         ("P^{-1}AP", "A"),
         ("X(Y+Z)", "(Y+Z)X"),
+        (r"\sigma_x\sigma_y", r"\sigma_y\sigma_x"),
+        ("ij", "ji"),
         (r"u \times v", r"v \times u"),
         (r"u \times v", r"u \cdot v"),
         (r"\vec{u} \times \vec{v}", r"\vec{v} \times \vec{u}"),
@@ -161,6 +172,8 @@ UNEQUAL = {
         ("6 mm", "6 m^2"),
         ("6 kg", "6"),
         ("6 kg", "6 g"),
+        ("0 K", "0 C"),
+        ("0 m", "0"),
         ("60°", "60"),
         ("60%", "0.6"),
         ("60%", "60"),
