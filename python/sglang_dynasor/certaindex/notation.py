@@ -70,14 +70,19 @@ for _code in (*range(0x391, 0x3AA), *range(0x3B1, 0x3CA)):
     _LATEX_OF[_code] = rf"\{_letter.capitalize() if _case == 'CAPITAL' else _letter.lower()} "
 
 # Commands that only dress their argument.
+_BRACED = r"\{([^{}]*(?:\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}[^{}]*)*)\}"
 _WRAPPER = re.compile(
-    r"\\(?:text(?:bf|it|rm|sf|tt|up|normal)?|textnormal|math(?:rm|it|sf|normal|bf)|mbox|hbox"
-    r"|boxed|fbox|emph|underline) ?\{([^{}]*)\}"
+    r"\\(?:text(?:bf|it|rm|sf|tt|up|sc|md|normal)?|math(?:rm|it|sf|tt|normal|bf)|boldsymbol|bm"
+    rf"|mbox|hbox|boxed|fbox|emph|underline) ?{_BRACED}"
 )
 _DOLLAR = re.compile(r"(?:(?<!\\)\\)?\$")
 _COMMAND_BEFORE = re.compile(r"\\[A-Za-z]{1,20}$")
 _OPERATOR = re.compile(r"\\operatorname\*? ?\{([a-zA-Z]+)\}")
-_COLOR = re.compile(r"\\textcolor ?\{[^{}]*\} ?(?=\{)|\\color ?\{[^{}]*\}")
+_COLORS = (
+    (re.compile(r"\\(?:textcolor|colorbox|color) ?\{[^{}]*\} ?(?=\{)"), r"\\text"),
+    (re.compile(r"\{ ?\\color ?\{[^{}]*\}"), r"\\text{"),
+    (re.compile(r"\\color ?\{[^{}]*\}"), ""),
+)
 # Behind another backslash it is the end of a matrix row and what follows it.
 _INVISIBLE = re.compile(
     r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits)(?![A-Za-z])"
@@ -140,7 +145,8 @@ def _written_root(match: re.Match[str]) -> str:
 def undressed(text: str) -> str:
     """Return LaTeX without fonts, sizes, colours, spacing and dollars, of synonyms the shortest."""
     text = _DOLLAR.sub("", text)
-    text = _COLOR.sub(lambda color: r"\text" if color[0].startswith(r"\text") else "", text)
+    for color, uncolored in _COLORS:
+        text = color.sub(uncolored, text)
     text = _OPERATOR.sub(r"\\\1 ", text)
     for _ in range(2):  # \text{\textbf{C}}: two layers occur, deeper ones only on purpose
         text = _WRAPPER.sub(_unwrapped, text)

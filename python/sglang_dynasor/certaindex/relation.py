@@ -12,6 +12,7 @@ from sglang_dynasor.certaindex.formula import IMAGINARY_UNIT, Call, Formula, Unc
 from sglang_dynasor.certaindex.parser import parse_formula
 
 _INFINITY = re.compile(r"([-+]?) ?\\infty")
+_RISING = ("<", r"\le")
 _MIRRORED = {">": "<", r"\ge": r"\le"}
 
 
@@ -32,49 +33,44 @@ def related(sides: Sequence[Side], relations: Sequence[str]) -> tuple[tuple[str,
     """
     if all(relation in _MIRRORED for relation in relations):
         sides, relations = sides[::-1], [_MIRRORED[relation] for relation in relations[::-1]]
-    if any(relation in _MIRRORED for relation in relations) or len(sides) > 3:
-        raise Unclear("a chain of different directions")
-    if len(sides) == 3:
-        return _between(sides, relations)
+    if len(sides) == 3 and all(relation in _RISING for relation in relations):
+        low, middle, high = sides
+        if middle.name is None:
+            raise Unclear("no unknown between two bounds")
+        return (_range(_bound(low), relations[0], relations[1], _bound(high)),), middle.name
+    if len(sides) > 2 or relations[0] in _MIRRORED:
+        raise Unclear("a chain of different relations")
     (left, right), relation = sides, relations[0]
-    if relation != "=" and right.name is not None and _is_bound(left.text):
-        if relation == r"\ne":
-            left, right = right, left
-        else:
-            return (_interval(left.text, relation, "inf"),), right.name
-    if relation != "=" and left.name is not None and _is_bound(right.text):
-        if relation == r"\ne":
-            bound = _bound(right.text)
-            return (f"(-inf;{bound})", f"({bound};inf)"), left.name
-        closing = "]" if relation == r"\le" else ")"
-        return (f"(-inf;{_bound(right.text)}{closing}",), left.name
+    if relation in _RISING and right.name is not None and _is_bound(left):
+        return (_range(_bound(left), relation, "<", "inf"),), right.name
+    if relation in _RISING and left.name is not None and _is_bound(right):
+        return (_range("-inf", "<", relation, _bound(right)),), left.name
+    if relation == r"\ne" and left.name is not None and _is_bound(right):
+        hole = _bound(right)
+        return (_range("-inf", "<", "<", hole), _range(hole, "<", "<", "inf")), left.name
     return (_difference(left.text, relation, right.text),), None
 
 
-def _between(sides: Sequence[Side], relations: Sequence[str]) -> tuple[tuple[str, ...], str]:
-    low, middle, high = sides
-    if middle.name is None or not (_is_bound(low.text) and _is_bound(high.text)):
-        raise Unclear("no unknown between two constants")
-    if "=" in relations or r"\ne" in relations:
-        raise Unclear("a chain of different relations")
-    end = _bound(high.text) + ("]" if relations[1] == r"\le" else ")")
-    return (_interval(low.text, relations[0], end[:-1])[:-1] + end[-1],), middle.name
+def infinity(text: str) -> str:
+    """Return the text of an infinite bound, or "" where `text` is none."""
+    match = _INFINITY.fullmatch(text)
+    if match is None:
+        return ""
+    return "-inf" if match[1] == "-" else "inf"
 
 
-def _interval(low: str, relation: str, high: str) -> str:
-    opening = "[" if relation == r"\le" else "("
-    return f"{opening}{_bound(low)};{high})"
+def _range(low: str, above: str, below: str, high: str) -> str:
+    return f"{'(['[above != '<']}{low};{high}{')]'[below != '<']}"
 
 
-def _is_bound(text: str) -> bool:
-    return bool(_INFINITY.fullmatch(text)) or not symbols(parse_formula(text))
+def _is_bound(side: Side) -> bool:
+    return bool(infinity(side.text)) or not symbols(parse_formula(side.text))
 
 
-def _bound(text: str) -> str:
-    infinity = _INFINITY.fullmatch(text)
-    if infinity is not None:
-        return "-inf" if infinity[1] == "-" else "inf"
-    return written(*values(parse_formula(text)))
+def _bound(side: Side) -> str:
+    if not _is_bound(side):
+        raise Unclear("a bound that is no constant")
+    return infinity(side.text) or written(*values(parse_formula(side.text)))
 
 
 def _difference(left: str, relation: str, right: str) -> str:
@@ -82,5 +78,5 @@ def _difference(left: str, relation: str, right: str) -> str:
     difference = Call("+", (parse_formula(right), minus))
     if not symbols(difference) - {IMAGINARY_UNIT.name}:
         raise Unclear("a relation of constants")
-    sign = "" if relation in ("=", r"\ne") else direction(difference)
+    sign = direction(difference) if relation in _RISING else ""
     return f"{relation}{sign}{'&'.join(map(written, ratios(difference)))}"

@@ -16,7 +16,7 @@ from sglang_dynasor.certaindex.evaluation import values, written
 from sglang_dynasor.certaindex.formula import WORD_FUNCTIONS, Symbol, Unclear, symbols
 from sglang_dynasor.certaindex.numbers import exact_number
 from sglang_dynasor.certaindex.parser import parse_formula
-from sglang_dynasor.certaindex.relation import Side, related
+from sglang_dynasor.certaindex.relation import Side, infinity, related
 
 _MAX_DEPTH = 4
 _SEPARATOR = re.compile(r" ?[,;]? ?(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]) ?| ?[,;] ?")
@@ -28,7 +28,6 @@ _COLON = re.compile(" ?: ?")
 _ROW = re.compile(r" ?\\\\ ?")
 _COLUMN = re.compile(" ?& ?")
 _BRACKETS = re.compile(r"(\\\{|[\[({])(.*?)(\\\}|[\])}])", re.DOTALL)
-_INFINITY = re.compile(r"([-+]?) ?\\infty")
 _MATRIX = re.compile(r"\\begin ?\{([bp]?matrix)\}(.*)\\end ?\{\1\}")
 _BASED = re.compile(r"\(?([0-9]+)\)? ?_ ?(?:\{ ?([0-9]{1,2}) ?\}|([0-9]))")
 _EITHER_SIGN = re.compile(r"\\(pm|mp)(?![A-Za-z]) ?")
@@ -67,7 +66,7 @@ def meaning(text: str) -> Meaning:
     number = exact_number(text.removesuffix("%"))
     if number is not None:
         return _single(written(number) + "%" * text.endswith("%"))
-    if _THOUSANDS.search(text) and not any(bracket in text for bracket in "([{"):
+    if len(split(_THOUSANDS, text)[0]) > 1:
         return _with_thousands(text)
     parts, separators = split(_SEPARATOR, text)
     statements = [_statement(part) for part in parts]
@@ -215,6 +214,8 @@ def _bracketed(text: str, depth: int) -> str | None:
         return "set{}"
     if len(split(_COMMA, inside)[0]) == 1 and opening != r"\{":
         return None
+    if _THOUSANDS.search(inside) and inside.count(",") > 1:
+        raise Unclear("commas that may separate thousands or values")
     if is_set:
         members = (_value(part, depth + 1) for part in split(_COMMA, inside)[0])
         return _many("set", {item for member in members for item in member.items})
@@ -228,9 +229,6 @@ def _texts(separator: re.Pattern[str], text: str, depth: int) -> list[str]:
 
 
 def _special(text: str) -> str:
-    infinity = _INFINITY.fullmatch(text)
-    if infinity is not None:
-        return "-inf" if infinity[1] == "-" else "inf"
     if text == r"\emptyset":
         return "set{}"
     based = _BASED.fullmatch(text)
@@ -239,7 +237,7 @@ def _special(text: str) -> str:
         if not 2 <= base <= 36 or max(map(int, digits)) >= base:
             raise Unclear("digits that the base does not have")
         return f"{digits.lstrip('0') or '0'}_{base}"
-    return ""
+    return infinity(text)
 
 
 def _number(text: str) -> str:

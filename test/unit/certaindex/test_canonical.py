@@ -34,6 +34,11 @@ reproducible = settings(derandomize=True, deadline=None, max_examples=300)
         (r"\emptyset", r"\varnothing", "\u2205"),
         (r"(-\infty,5]", r"\left(-\infty, 5\right]", "(\u2212\u221e, 5]"),
         ("x^2+1", "x\u00b2+1", "x^{2} + 1"),
+        (
+            r"\frac{\sqrt{3}}{2}",
+            r"\textcolor{red}{\frac{\sqrt{3}}{2}}",
+            r"{\color{red}\frac{\sqrt{3}}{2}}",
+        ),
         (r"\sqrt{7}", "\u221a7", r"\sqrt{7}.", r"\displaystyle \sqrt{7}"),
         (r"\frac{a}{b}", r"\dfrac{a}{b}", r"\tfrac{a}{b}"),
         (r"x\le 2", r"x \leq 2", r"x\leqslant 2", "x \u2264 2", "x <= 2"),
