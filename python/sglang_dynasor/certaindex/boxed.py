@@ -21,6 +21,7 @@ _NO_CONTENT = re.compile(r"(?:[\s.\u2026]|\\[lc]?dots)*")
 _MAX_GAP = 120  # characters between two boxes of one list
 _MAX_PREFILLED = 80  # characters up to the brace that closes a box opened in the prompt
 _MAX_PREFILLED_WORDS = 3
+_CLAUSE = re.compile(r"\b(?:is|are|we|so|the)\b", re.IGNORECASE)
 
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _WORD = re.compile(r"[^\W\d_]{2,}")
@@ -110,5 +111,7 @@ def _is_listed(gap: str) -> bool:
 def _prefilled(text: str, end: int) -> str:
     content = text[:end].strip()
     if len(content) > _MAX_PREFILLED or "\n" in content or _SENTENCE_END.search(content):
+        return ""
+    if _CLAUSE.search(content):
         return ""
     return content if len(_WORD.findall(_COMMAND.sub(" ", content))) <= _MAX_PREFILLED_WORDS else ""

@@ -31,7 +31,6 @@ _LETTER = rf"([%s])(?<![{_WORD_CHARACTER}].)(?<!\w['\u2019].)(?![{_WORD_CHARACTE
 _CAPITAL, _EITHER_CASE = _LETTER % "A-J", _LETTER % "A-Ja-j"
 _CLOSING = r"[)\]}*\"'$\u201d\u2019\u300d]{0,4}"
 
-
 _OPENED = re.compile(
     rf"[\s*_>\"'$(\[]{{0,8}}{_OPENING}{_EITHER_CASE}"
     rf"(?:{_CLOSING}(?:[.):]|,(?!\s*[A-J]\b)|\s+[-\u2013\u2014]\s)|[^\w\n]*(?:\n|\Z))"
@@ -45,7 +44,7 @@ _CONFIRMED = re.compile(rf"{_CAPITAL}{_CLOSING}(?:{words.CONFIRMED_AFTER})")
 _IN_PARENTHESES = re.compile(rf"\((?<![\w\\].){_CAPITAL}\)")
 _SMALL_IN_PARENTHESES = re.compile(rf"\((?<![\w\\].){_EITHER_CASE}\)")
 _AT_AN_END = re.compile(rf"{_CAPITAL}(?<![.'\u2019].)(?:[.)*]|\s*+$)")
-_INSIDE_WORD = re.compile(rf"[{_WORD_CHARACTER}]{{2}}")
+_NO_CUE = re.compile(rf"[{_WORD_CHARACTER}]{{2}}$|(?i:{words.WRONG})\s.$")
 _LONE_CAPITAL = re.compile(_CAPITAL)
 
 _TEX_DRESS = re.compile(r"\\(?:text\w{0,2}|math\w{2}|mbox|q?quad|[ ,:;!])|[{}$*]")
@@ -116,14 +115,14 @@ def _opening_choice(text: str) -> str:
 
 def _cued_choice(text: str, cue: re.Pattern[str]) -> str:
     cues = list(cue.finditer(text.lower()))[-_MAX_CANDIDATES:]
-    found = (_BEHIND_CUE.match(text, match.end()) for match in cues if _is_word(text, match))
+    found = (_BEHIND_CUE.match(text, match.end()) for match in cues if _is_cue(text, match))
     return _last_pick(text, filter(None, found))
 
 
-def _is_word(text: str, match: re.Match[str]) -> bool:
-    """Whether a match that begins with a Latin letter begins a word."""
-    before = text[max(0, match.start() - 1) : match.start() + 1]
-    return not _INSIDE_WORD.fullmatch(before)
+def _is_cue(text: str, match: re.Match[str]) -> bool:
+    """Whether a match is a word of its own and about the right answer, not a wrong one."""
+    before = text[max(0, match.start() - 16) : match.start() + 1]
+    return not _NO_CUE.search(before)
 
 
 def _only_capital(text: str) -> str:

@@ -55,7 +55,8 @@ FUNCTION_WORD = (
     r"|car (?:ils?|elles?|l[ae]?|les|c|ce|cette|on|une?|en|nous))"
 )
 
-_WRONG = (
+# What calls an option or an answer wrong.
+WRONG = (
     r"wrong|incorrect|false|untrue|invalid|impossible|eliminated|excluded|ruled out"
     r"|falsch|unm\u00f6glich|incorrect[ao]s?|fals[ao]s?|incorrecte|fausse|faux"
 )
@@ -69,7 +70,7 @@ REJECTED_BEFORE = _phrases(
     "不是|不选|并非|排除|ではなく",
 )
 REJECTED_AFTER = (
-    rf"[ \t:]*(?i:(?:(?:{_VERB})\s+)?(?:\w+ly\s+|also\s+|auch\s+)?(?:{_WRONG})\b"
+    rf"[ \t:]*(?i:(?:(?:{_VERB})\s+)?(?:\w+ly\s+|also\s+|auch\s+)?(?:{WRONG})\b"
     rf"|(?:{_VERB})\s+(?:not|out|nicht|too)\b|isn['\u2019]t|cannot|can['\u2019]t|doesn['\u2019]t"
     r"|(?:does|would|could|will) not|(?:would|could|wo)n['\u2019]t|fails|contradicts"
     r"|no es|n['\u2019]est pas)"

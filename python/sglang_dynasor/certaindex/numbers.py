@@ -42,7 +42,9 @@ def _grouped(separator: str) -> str:
 
 _INDIAN = rf"[1-9][0-9]?(?:{_COMMA}[0-9]{{2}}){{1,20}}{_COMMA}[0-9]{{3}}(?![0-9])"
 _BY_COMMA = rf"(?:{_grouped(_COMMA)}|{_INDIAN}|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
-_DECIMAL = rf"(?:{_grouped(_BLANK)}(?:\.[0-9]+)?|{_grouped(chr(39))}(?:\.[0-9]+)?|{_BY_COMMA})"
+_DECIMAL = (
+    rf"(?:(?<![0-9] ){_grouped(_BLANK)}(?:\.[0-9]+)?|{_grouped(chr(39))}(?:\.[0-9]+)?|{_BY_COMMA})"
+)
 _COMMA_DECIMAL = (
     rf"[1-9][0-9]{{0,2}}(?:(?:\.[0-9]{{3}}){{1,20}}|(?:{_BLANK}[0-9]{{3}}){{1,20}}"
     r"|(?:'[0-9]{3}){1,20}),[0-9]+"

@@ -138,15 +138,13 @@ HOSTILE_UNITS = {
     ("answer_format", "unit"),
     [(answer_format, unit) for answer_format, units in HOSTILE_UNITS.items() for unit in units],
 )
-def test_a_hostile_text_of_a_hundred_thousand_characters_is_read(
-    answer_format: str, unit: str
-) -> None:
+def test_a_hostile_text_of_fifty_thousand_characters_is_read(answer_format: str, unit: str) -> None:
     """Guards against superlinear extraction: a quadratic one takes minutes, a linear one 0.1 s."""
-    text = unit * (100_000 // len(unit))
+    text = unit * (50_000 // len(unit))
     started = process_time()
     answer_of(text, answer_format)
-    answer_of(text[:80_000] + "}" * 20_000, answer_format)
-    assert process_time() - started < 5
+    answer_of(text[:40_000] + "}" * 10_000, answer_format)
+    assert process_time() - started < 3
 
 
 @pytest.mark.parametrize(

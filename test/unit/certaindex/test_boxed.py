@@ -141,6 +141,7 @@ def test_a_box_that_corrects_or_concludes_replaces_those_before_it(text: str, an
         ("42", ""),
         ("}", ""),
         ("so we see that the sum is 3}", ""),
+        ("It is {2}}", ""),
         ("We add. Then 3}", ""),
         ("1\n2}", ""),
         ("1" * 200 + "}", ""),

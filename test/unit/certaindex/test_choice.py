@@ -157,6 +157,7 @@ def test_a_boxed_letter_may_come_with_its_option(content: str, letter: str) -> N
         ("A) is out. I choose D.", "D"),
         ("The answer is not A, but B.", "B"),
         ("The answer isn't C.", ""),
+        ("Right answer: B. Wrong answers: A, C, D", "B"),
         ("The answer cannot be A. So C.", "C"),
         ("The answer is neither A nor B.", ""),
         ("It is C, not A.", "C"),
