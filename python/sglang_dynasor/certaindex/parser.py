@@ -199,7 +199,7 @@ class _Parser:
         r"""Read what a command of TeX takes: a group or one token, of a number one digit."""
         token = self._next
         if token.kind == "number" and len(token.text) > 1:
-            if "." in token.text:
+            if not token.text.isdigit():
                 raise Unclear(r"\frac1.5 has two readings")
             self._tokens[self._at] = Token("number", token.text[1:])
             return Fraction(token.text[0])

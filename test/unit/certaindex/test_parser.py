@@ -69,6 +69,7 @@ def test_a_formula_is_read_as_it_is_typeset(text: str, formula: object) -> None:
         "1F",
         r"\sqrt13",
         r"\frac1.5",
+        r"\frac9e54",
         r"\log_25",
         r"\ln 2x",
         r"\sin x/2",
