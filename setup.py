@@ -22,7 +22,7 @@ setup(
     },
     install_requires=[
         "sglang==0.5.23",  # brings torch, triton, flashinfer, numpy and pyzmq as it needs them
-        "math-verify",
+        "mpmath",
         "numpy",
         "pydantic>=2",
         "regex",

@@ -38,7 +38,10 @@ COLUMNS = ("level", "signal", "right", "wrong", "auroc", "accuracy", "gain", "lo
 def main() -> None:
     """Study, print tables, write CSV, end with one line of JSON."""
     options = parse_options()
-    problems = read_traces(options.traces)
+    try:
+        problems = read_traces(options.traces)
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(str(error)) from None
     fewest = min(len(problem.samples) for problem in problems)
     max_branches = options.max_branches or fewest
     try:

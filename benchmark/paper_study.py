@@ -23,6 +23,7 @@ from paper_policies import (
 )
 from sglang_dynasor.offline import Sample, Samples, TraceProblem
 from sglang_dynasor.offline.contenders import Shuffles
+from sglang_dynasor.offline.curve import share_saved
 
 DETECT_STEPS = (3, 5, 8, *range(10, 101, 5))
 THRESHOLDS = tuple(tenths / 10 for tenths in range(3, 11))
@@ -141,17 +142,11 @@ def _program(source: Shuffles, seed: int) -> _Program:
 
 
 def _detect(orders: Sequence[Sequence[_Program]], step: int) -> DetectStep:
-    stopped = [
-        p.certaindex(step) >= STATIC.threshold
-        for order in orders
-        for p in order
-    ]
+    stopped = [p.certaindex(step) >= STATIC.threshold for order in orders for p in order]
     solved = [[p for p in order if p.needed is not None] for order in orders]
     oracle = [[p.needed for p in order] for order in solved]
     # Few steps go with high certainty and with short answers: one sign must be turned.
-    uncertainty = [
-        [-p.certaindex(step) for p in order] for order in solved
-    ]
+    uncertainty = [[-p.certaindex(step) for p in order] for order in solved]
     length = [[sum(s.n_tokens for s in p.samples[:step]) / step for p in order] for order in solved]
     return DetectStep(
         step=step,
@@ -219,4 +214,5 @@ def _figures(name: str, runs: Iterable[_Run]) -> PolicyFigures:
         harmed = program.needed is not None and not right
         rows.append((right, harmed, run.tokens, every_token, run.finished, run.outcome.rounds))
     accuracy, harm, tokens, all_tokens, branches, rounds = np.mean(rows, axis=0).tolist()
-    return PolicyFigures(name, accuracy, harm, 1 - tokens / all_tokens, branches, rounds)
+    saved = float(share_saved(tokens, all_tokens))
+    return PolicyFigures(name, accuracy, harm, saved, branches, rounds)

@@ -52,7 +52,10 @@ PERCENT = {"accuracy", "harm", "gain", "disagreements", "tokens_saved", "tokens_
 def main() -> None:
     """Replay, print tables, write CSV and chart, end with one line of JSON."""
     options = parse_options()
-    problems = read_traces(options.traces)
+    try:
+        problems = read_traces(options.traces)
+    except (ValueError, FileNotFoundError) as error:
+        raise SystemExit(str(error)) from None
     fewest = min(len(problem.samples) for problem in problems)
     max_branches = options.max_branches or fewest
     if max_branches > fewest:

@@ -25,7 +25,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -65,15 +65,25 @@ def torch_sequence(logits: torch.Tensor) -> torch.Tensor:
 
 
 def make_arms() -> dict[str, Arm]:
-    import flashinfer
-
     return {
         "token_certainty": token_certainty,
         "torch": torch_sequence,
         "torch.compile": torch.compile(torch_sequence, dynamic=False),
-        "flashinfer softmax": lambda logits: flashinfer.sampling.softmax(logits.float()),
-        "flashinfer top_k": lambda logits: flashinfer.top_k(logits, TOP_K),
+        "flashinfer softmax": flashinfer_softmax,
+        "flashinfer top_k": flashinfer_top_k,
     }
+
+
+def flashinfer_softmax(logits: torch.Tensor) -> torch.Tensor:
+    import flashinfer
+
+    return flashinfer.sampling.softmax(logits.float())
+
+
+def flashinfer_top_k(logits: torch.Tensor) -> Any:
+    import flashinfer
+
+    return flashinfer.top_k(logits, TOP_K)
 
 
 def capture(arm: Arm, inputs: list[torch.Tensor]) -> torch.cuda.CUDAGraph:
@@ -122,7 +132,7 @@ def measure(batch: int, vocab: int, bandwidth: float, options: Any) -> list[dict
     for name, arm in make_arms().items():
         try:
             graphs[name] = capture(arm, inputs)
-        except RuntimeError as error:  # no compiler for its kernels, or not made for this GPU
+        except (ImportError, RuntimeError) as error:  # not installed, or not made for this GPU
             notes[name] = f"not run: {str(error).splitlines()[0]}"
     times: dict[str, list[float]] = {name: [] for name in graphs}
     for turn in range(options.rounds + 1):
@@ -205,12 +215,19 @@ def describe_run(options: argparse.Namespace, machine: str, label: str) -> dict[
         "python": platform.python_version(),
         "torch": version("torch"),
         "triton": version("triton"),
-        "flashinfer": version("flashinfer-python"),
+        "flashinfer": version_of("flashinfer-python"),
         "dtype": options.dtype,
         "seed": options.seed,
         "rounds": options.rounds,
         "label": label,
     }
+
+
+def version_of(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
 
 
 def save(path: Path, rows: list[dict[str, Any]], facts: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from sglang_dynasor.handshake import check_this_process
 from sglang_dynasor.managers.program_messages import CARRIER
 from sglang_dynasor.managers.program_service import TOKEN_BUDGET
 from sglang_dynasor.managers.request_fields import with_carrier
+from sglang_dynasor.managers.tokenizer_manager import DynasorTokenizerManager
 from sglang_dynasor.programs import BatchBudget, Program, ProgramResult
 
 Result = TypeVar("Result")
@@ -42,6 +43,12 @@ class DynasorEngine(Engine):
             load_plugins()
             check_this_process()
             super().__init__(**kwargs)
+
+    def shutdown(self) -> None:
+        """End every process of the engine."""
+        if isinstance(self.tokenizer_manager, DynasorTokenizerManager):  # it may not have started
+            self.tokenizer_manager.close_programs()
+        super().shutdown()
 
     def run(self, program: Program) -> ProgramResult:
         """Run one program to its answer. Raises ValueError for a malformed one."""

@@ -18,13 +18,18 @@ class RequestError(ValueError):
 
 
 def describe_validation_error(error: ValidationError, prefix: str = "") -> str:
-    """Name each offending field, with `prefix`, and what it allows, in one line.
+    """Name each offending field, with `prefix`, and what it allows, in one line."""
+    return "; ".join(validation_faults(error, prefix))
+
+
+def validation_faults(error: ValidationError, prefix: str = "") -> list[str]:
+    """Name each offending field, with `prefix`, and what it allows.
 
     The offending values are left out: they may be megabytes, or secret.
     """
-    lines = []
+    faults = []
     for item in error.errors(include_url=False, include_context=False, include_input=False):
         field = ".".join(str(part) for part in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
-        lines.append(prefix + (f"{field}: {message}" if field else message))
-    return "; ".join(lines)
+        faults.append(prefix + (f"{field}: {message}" if field else message))
+    return faults

@@ -1,45 +1,38 @@
-"""Canonical keys: when two answers are the same answer."""
+"""Canonical keys: when two answers are the same answer by their spelling."""
 
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 from functools import lru_cache
+
+from sglang_dynasor.certaindex.notation import as_latex, undressed, without_emphasis
+from sglang_dynasor.certaindex.numbers import exact_number
 
 # An answer is short; what is longer is code or prose, whose typography nobody varies.
 _MAX_NORMALISED_LENGTH = 1000
-# Longer numbers are compared as text: exact arithmetic on a client's million digits would stall.
-_MAX_NUMBER_LENGTH = 64
-_NUMBER = r"(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][-+]?[0-9]{1,2})?"
-_RATIONAL = re.compile(
-    rf"(?P<sign>[-+]?) ?(?:(?P<top>{_NUMBER})(?: ?/ ?(?P<bottom>{_NUMBER}))?"
-    rf"|\\[dtc]?frac ?\{{ ?(?P<tex_top>[-+]?{_NUMBER}) ?\}}"
-    rf" ?\{{ ?(?P<tex_bottom>[-+]?{_NUMBER}) ?\}})"
-    r" ?(?P<percent>%?)"
-)
-_TEX_WRAPPER = re.compile(
-    r"\\(?:text(?:bf|it|rm)?|math(?:bf|it|rm)|mbox|operatorname|boxed|fbox) ?\{([^{}]*)\}"
-)
-# Behind another backslash it is the end of a matrix row and what follows it.
-_TEX_INVISIBLE = re.compile(
-    r"\\(?:left|right)(?![A-Za-z])|(?<!\\)\\[!()\[\]$]|(?<=[0-9])\\,(?=[0-9]{3})"
-)
-_TEX_SPACE = re.compile(r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|~")
-_TEX_FRACTION = re.compile(r"\\[dtc]frac(?![A-Za-z])")
-_TEX_SHORT_FRACTION = re.compile(r"\\frac ?([0-9])([0-9])")
-_SPACED_MARK = re.compile(r" ?([^\w\s]) ?")
+_ELLIPSIS = re.compile(r"\.{3,}")
+# The blank of "1, 234" is all that tells two numbers from one.
+_SPACED_MARK = re.compile(r" ?(?!(?<=[0-9]), [0-9]{3}(?![0-9]))([^\w\s]) ?")
+_LOOSE_COMMA = re.compile(" , ?")
+# What stands behind may belong to an exponent without braces: e^{2}x is not e^2x.
+_BRACED_SCRIPT = re.compile(r"([\^_])\{([A-Za-z0-9])\}(?![A-Za-z0-9])|(_)\{([0-9])\}(?![0-9])")
 _LETTER_IN_PARENTHESES = re.compile(r"\(([A-Za-z])\)")
+# In other words, of up to three letters, case may tell symbols, units or numerals apart.
+_WORDS = {"yes", "no", "odd", "all"}
+_MIN_WORD_LENGTH = 4
 
 
 def canonical_key(answer: str) -> str:
-    """Return the key of the group that `answer` belongs to; equal keys mean the same answer.
+    r"""Return the key of the group that `answer` belongs to; equal keys mean the same answer.
 
-    Numbers share the key of their exact rational value ("0.5", "1/2" and r"\\frac{1}{2}" give
+    Numbers share the key of their exact rational value ("0.5", "1/2" and `\frac{1}{2}` give
     "1/2"); a percentage keeps its sign, so it equals no plain number. Any other answer is
-    compared as text without LaTeX dress, spacing around marks and a final period; a single
-    word also without case. Text of several lines (code) or above 1,000 characters is compared
-    as it stands, but for blanks at the ends of lines. The key depends on nothing but the answer,
-    and "" means that there is no answer.
+    compared as text without LaTeX dress, Markdown emphasis, dollars, a leading "=", spacing around
+    marks and final points and commas, with Unicode signs as LaTeX; a single word of four letters
+    or more (yes and no too) also without case, which it may have at the start or throughout. Text
+    of several lines (code) or above 1,000 characters is compared as it stands, but for blanks at
+    the ends of lines. The key depends on nothing but the answer, a key is its own key, and ""
+    means that there is no answer.
     """
     text = answer.strip()
     if "\n" in text or len(text) > _MAX_NORMALISED_LENGTH:
@@ -49,51 +42,40 @@ def canonical_key(answer: str) -> str:
 
 @lru_cache(maxsize=2048)  # branches that agree mostly spell alike
 def _short_key(text: str) -> str:
-    text = _without_ends(" ".join(text.replace("\u2212", "-").split()))
+    text = _without_ends(_ELLIPSIS.sub(r"\\ldots ", text))
     number = _rational_key(text)
-    if number or not ("\\" in text or "{" in text):
-        return number or _text_key(text)
-    text = _without_ends(_without_tex_dress(text))
-    return _rational_key(text) or _text_key(text)
+    if number:
+        return number
+    text = _without_ends(without_emphasis(text))
+    text = " ".join(as_latex(undressed(text)).split())
+    text = _without_ends(_LOOSE_COMMA.sub(", ", text))
+    number = _rational_key(text)
+    if number:
+        return number
+    key = _text_key(text)
+    return text if _rational_key(key) else key  # as "2e - 3" without its blanks
 
 
 def _without_ends(text: str) -> str:
-    return text.strip("$ ").rstrip(". ").strip("$ ")
-
-
-def _without_tex_dress(text: str) -> str:
-    for _ in range(2):  # \text{\textbf{C}}: two layers occur, deeper ones only on purpose
-        text = _TEX_WRAPPER.sub(r"\1", text)
-    text = _TEX_INVISIBLE.sub("", text)
-    text = _TEX_SPACE.sub(" ", text).replace("\\%", "%").replace("{,}", ",")
-    text = _TEX_FRACTION.sub(r"\\frac", text)
-    text = _TEX_SHORT_FRACTION.sub(r"\\frac{\1}{\2}", text)
-    return " ".join(text.split())
+    return text.strip("$ ").lstrip("= ").rstrip("., ;").strip("$ ")
 
 
 def _rational_key(text: str) -> str:
     """Return the key of an exact rational, or "" where the text is not one."""
-    if len(text) > _MAX_NUMBER_LENGTH:
-        return ""
-    match = _RATIONAL.fullmatch(text)
-    if match is None:
-        return ""
-    top = _exact(match["top"] or match["tex_top"])
-    bottom = _exact(match["bottom"] or match["tex_bottom"] or "1")
-    if bottom == 0:
-        return ""
-    value = Fraction(top, bottom)
-    return f"{-value if match['sign'] == '-' else value}{match['percent']}"
-
-
-def _exact(number: str) -> int | Fraction:
-    digits = number.replace(",", "")
-    return int(digits) if digits.isdigit() else Fraction(digits)
+    number = text.removesuffix("%")
+    value = exact_number(number)
+    return "" if value is None else f"{value}{text[len(number) :]}"
 
 
 def _text_key(text: str) -> str:
-    text = _SPACED_MARK.sub(r"\1", text)
+    text = _BRACED_SCRIPT.sub(r"\1\2\3\4", _SPACED_MARK.sub(r"\1", text))
     letter = _LETTER_IN_PARENTHESES.fullmatch(text)
     if letter is not None:
         text = letter[1]
-    return text.casefold() if text.isalpha() else text
+    return text.casefold() if _is_word(text) else text
+
+
+def _is_word(text: str) -> bool:
+    if not text.isalpha() or not (text.islower() or text.isupper() or text.istitle()):
+        return False
+    return len(text) >= _MIN_WORD_LENGTH or text.casefold() in _WORDS

@@ -113,6 +113,16 @@ class ProgramService:
             ),
         )
 
+    def start_soon(self) -> None:
+        """Begin to start the workers of the algebra, without waiting for them."""
+        if self._equality is not None:
+            self._equality.start_soon()
+
+    def close(self) -> None:
+        """End what was started for programs: the workers of the algebra."""
+        if self._equality is not None:
+            self._equality.close()
+
     def _answers(self, program: ResolvedProgram) -> Answers:
         answer_format = program.settings.answer_format
         grouping = grouping_of(answer_format.name, self._config, self._equality)

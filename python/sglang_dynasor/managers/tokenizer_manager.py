@@ -68,6 +68,7 @@ class DynasorTokenizerManager(TokenizerManager):
         speculative = self.server_args.speculative_algorithm is not None
         self._unmeasured = "not measured with speculative decoding" if speculative else None
         self._install_routes()
+        self._programs.start_soon()
 
     @property
     def serving_chat_class(self) -> type:
@@ -208,6 +209,10 @@ class DynasorTokenizerManager(TokenizerManager):
     def update_active_ranks(self, ranks: ActiveRanksOutput) -> None:
         super().update_active_ranks(ranks)
         self._programs.rank_status = list(ranks.status)
+
+    def close_programs(self) -> None:
+        """End what was started for programs; they must be over."""
+        self._programs.close()
 
     def abort_request(self, rid: str = "", abort_all: bool = False) -> None:
         """As upstream's; also ends programs, by their id or their client's request id."""

@@ -28,6 +28,7 @@ from scipy import stats
 
 from sglang_dynasor.allocation import AdaptiveGrants, make_rule
 from sglang_dynasor.certaindex import canonical_key
+from sglang_dynasor.offline.curve import share_saved
 from sglang_dynasor.offline.recorded_bar import is_below
 from sglang_dynasor.offline.replay import Contender, Sample, Samples, full_vote
 from sglang_dynasor.offline.traces import TraceProblem, TraceSample
@@ -225,7 +226,7 @@ def choose(
     harms = effects.harm.sum(axis=1)
     passed = passed_settings(harms, n, max_harm, confidence)
     gains = effects.gain.sum(axis=1)
-    saved = 1 - effects.tokens.sum(axis=1) / effects.full_tokens.sum()
+    saved = share_saved(effects.tokens.sum(axis=1), effects.full_tokens.sum())
     tested = tuple(
         SettingResult(
             threshold=thresholds[row],

@@ -23,7 +23,7 @@ from sglang_dynasor.allocation import (
     ThresholdRule,
 )
 from sglang_dynasor.certaindex import canonical_key
-from sglang_dynasor.offline.curve import CurvePoint, cheapest_equal, vote_leaders
+from sglang_dynasor.offline.curve import CurvePoint, cheapest_equal, share_saved, vote_leaders
 from sglang_dynasor.offline.replay import Contender, Order, Sample, Samples
 from sglang_dynasor.offline.traces import TraceProblem, TraceSample
 from sglang_dynasor.programs import Replayed
@@ -100,8 +100,8 @@ class Comparison:
         figures = self.figures(name)
         equal = cheapest_equal(self.curve, figures.accuracy) or self.curve[-1]
         row = {field: getattr(figures, field) for field in _FIELDS}
-        row["tokens_saved"] = 1 - figures.tokens / self.figures("fixed").tokens
-        row["tokens_saved_vs_equal"] = 1 - figures.tokens / equal.tokens
+        row["tokens_saved"] = float(share_saved(figures.tokens, self.figures("fixed").tokens))
+        row["tokens_saved_vs_equal"] = float(share_saved(figures.tokens, equal.tokens))
         return row
 
     def interval(self, name: str, seed: int = 0) -> dict[str, tuple[float, float]]:
@@ -115,7 +115,7 @@ class Comparison:
         samples = {
             "accuracy": drawn @ rows[:, 0] / problems,
             "harm": drawn @ rows[:, 1] / problems,
-            "tokens_saved": 1 - (drawn @ rows[:, tokens]) / (drawn @ fixed[:, tokens]),
+            "tokens_saved": share_saved(drawn @ rows[:, tokens], drawn @ fixed[:, tokens]),
         }
         return {
             field: (float(low), float(high))
@@ -231,7 +231,7 @@ class Shuffles:
             tokens,
             samples,
             rounds,
-            path / self.mean_tokens,
+            path / (self.mean_tokens or 1.0),
         ]
 
 

@@ -6,6 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from sglang_dynasor.certaindex.canonical import canonical_key
 from sglang_dynasor.offline.replay import Sample
 
@@ -50,6 +53,16 @@ def fixed_curve(
         CurvePoint(k, accuracy[k - 1] / problems, k * tokens_per_branch / problems)
         for k in range(1, max_k + 1)
     ]
+
+
+def share_saved(tokens: ArrayLike, baseline: ArrayLike) -> NDArray[np.float64]:
+    """Return the share of the `baseline` tokens that was not spent, 0 where the baseline is 0.
+
+    Of one shape, or of two that broadcast; below 0 where more was spent.
+    """
+    spent, total = np.asarray(tokens, np.float64), np.asarray(baseline, np.float64)
+    ratio = np.ones(np.broadcast_shapes(spent.shape, total.shape))
+    return 1 - np.divide(spent, total, out=ratio, where=total > 0)
 
 
 def cheapest_equal(curve: Sequence[CurvePoint], accuracy: float) -> CurvePoint | None:

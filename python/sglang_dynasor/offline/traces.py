@@ -5,13 +5,22 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    FiniteFloat,
+    TypeAdapter,
+    ValidationError,
+)
 
-from sglang_dynasor.errors import describe_validation_error
+from sglang_dynasor.errors import validation_faults
+
+MAX_FAULTS_SHOWN = 2
 
 
 def _empty_for_null(value: Any) -> Any:
@@ -23,15 +32,26 @@ class TraceSample:
     """One recorded branch.
 
     `answer` is "" where the branch gave none; `correct` is the trace's label, None where it has
-    none; `n_tokens` counts generated tokens; `reward` is a reward model's raw score, any real.
+    none; `n_tokens` counts generated tokens: an empty generation has 0, and no answer whatever was
+    recorded; `reward` is a reward model's raw score, any real.
     `certainty` holds the fields of `TokenCertainty` that were measured, nats; None where none was.
     """
 
     answer: Annotated[str, BeforeValidator(_empty_for_null)]
-    n_tokens: Annotated[int, Field(ge=1)]
+    n_tokens: Annotated[int, Field(ge=0)]
     correct: bool | None = None
     reward: FiniteFloat | None = None
     certainty: Mapping[str, FiniteFloat] | None = None
+
+
+def _unanswered_if_empty(sample: TraceSample) -> TraceSample:
+    return sample if sample.n_tokens else replace(sample, answer="")
+
+
+def _at_least_one(samples: tuple[TraceSample, ...]) -> tuple[TraceSample, ...]:
+    if not samples:  # a minimum length would count the malformed ones as missing
+        raise ValueError("must hold a sample at least")
+    return samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +69,10 @@ class TraceProblem:
     id: Annotated[str, Field(coerce_numbers_to_str=True)]
     gold: str
     model: str
-    samples: Annotated[tuple[TraceSample, ...], Field(min_length=1)]
+    samples: Annotated[
+        tuple[Annotated[TraceSample, AfterValidator(_unanswered_if_empty)], ...],
+        AfterValidator(_at_least_one),
+    ]
     certainty: TraceCertainty | None = None
 
 
@@ -60,21 +83,31 @@ def read_traces(path: Path | str) -> list[TraceProblem]:
     """Read a file of `{id, gold, model, samples: [{answer, n_tokens[, correct, ...]}]}`.
 
     A name that ends in .gz is read as gzip; other fields, texts among them, are passed over.
-    Raises ValueError naming file, line and field of a malformed or repeated problem, and for a
-    file without any; FileNotFoundError where there is no file.
+    Raises ValueError for malformed or repeated problems, in at most three lines: the first two
+    faults by file, line and field, and how many more there are; and for a file without any
+    problem; FileNotFoundError where there is no file.
     """
     problems: dict[str, TraceProblem] = {}
+    faults: list[str] = []
     for number, line in _lines(Path(path)):
         try:
             problem = _PROBLEM.validate_json(line)
         except ValidationError as error:
-            raise ValueError(f"{path}:{number}: {describe_validation_error(error)}") from None
+            faults += [f"{path}:{number}: {fault}" for fault in validation_faults(error)]
+            continue
         if problem.id in problems:  # every count over problems takes them for independent
-            raise ValueError(f"{path}:{number}: id: {problem.id} came before")
+            faults.append(f"{path}:{number}: id: {problem.id} came before")
         problems[problem.id] = problem
+    if faults:
+        raise ValueError("\n".join(_first(faults)))
     if not problems:
         raise ValueError(f"{path}: holds no problem")
     return list(problems.values())
+
+
+def _first(faults: list[str]) -> list[str]:
+    more = len(faults) - MAX_FAULTS_SHOWN
+    return faults[:MAX_FAULTS_SHOWN] + ([f"and {more} more faults"] if more > 0 else [])
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:

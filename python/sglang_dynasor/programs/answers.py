@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from sglang_dynasor.certaindex import extract_answer
@@ -63,9 +64,7 @@ class Answers:
         Raises what the grouping raises.
         """
         async with self._one_at_a_time:
-            answer = ""
-            if generated.stop_reason in _MAY_HAVE_ANSWERED:
-                answer = extract_answer(generated.text, *self._format, self._limit_s)
+            answer = await self._extract(generated)
             if answer:
                 await self._prepare(answer)
             group = self._grouping.key(answer)
@@ -76,6 +75,13 @@ class Answers:
         self._settled = True
         if self._question is not None:
             self._question.cancel()
+
+    async def _extract(self, generated: Generated) -> str:
+        if generated.stop_reason not in _MAY_HAVE_ANSWERED:
+            return ""
+        extract = partial(extract_answer, generated.text, *self._format, self._limit_s)
+        # A client's own pattern may take all of its limit.
+        return await asyncio.to_thread(extract) if self._format.name == "regex" else extract()
 
     async def _prepare(self, answer: str) -> None:
         question = self._question = asyncio.ensure_future(self._grouping.prepare(answer))

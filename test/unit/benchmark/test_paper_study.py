@@ -124,3 +124,10 @@ def test_empty_answers_are_never_right_even_where_the_gold_answer_is_empty() -> 
 def test_a_problem_with_too_few_samples_is_refused() -> None:
     with pytest.raises(ValueError, match="problem short has fewer than 4 samples"):
         study([problem("0", "aaaa"), problem("short", "aaa")], 4)
+
+
+def test_empty_generations_are_studied_like_any_other() -> None:
+    mixed = [problem("none", " " * 6, n_tokens=0), *mixed_problems(4, 6)]
+    for problems in (mixed[:1], mixed):
+        figures = study(problems, 6, shuffles=2)
+        assert figures.ladder[0].tokens_saved == 0.0

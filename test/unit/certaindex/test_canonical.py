@@ -19,12 +19,33 @@ reproducible = settings(derandomize=True, deadline=None, max_examples=300)
         ("1000", "1,000", "1000.0", "1e3", r"1{,}000", r"1,\!000", r"1\,000", r"\$1,000", "01000"),
         ("-3", "- 3", "\u22123", "-3.0", "$-3$", "-6/2", r"-\frac{6}{2}", r"\frac{-6}{2}"),
         ("50%", r"50\%", "50 %", "50.0%"),
-        ("C", "(C)", "c", r"\text{(C)}", r"\textbf{C}", r"\text{\textbf{C}}", "C."),
+        ("C", "(C)", r"\text{(C)}", r"\textbf{C}", r"\text{\textbf{C}}", "C."),
         ("yes", "Yes", " YES. ", r"\text{Yes}"),
         ("(1,2)", "( 1, 2 )", r"\left(1, 2\right)", r"\left( 1,\, 2 \right)"),
         ("x^2+1", "x^2 + 1", "$x^2 +1$", r"x^2\ +\ 1"),
         ("New York", " New   York ", r"\text{New York}", "New York."),
         ("", " ", "$$", ".", r"\text{}"),
+        ("-7", "\u20137", "-$7", r"-\$7", "$-7", "=-7", "-7,", "**-7**", r"\textcolor{red}{-7}"),
+        ("0", "-0", "0.0", "+0", "\u22120"),
+        ("Ada", r"\textnormal{Ada}", r"\textsf{Ada}", "**Ada**", "*Ada*", "Ada,"),
+        ("Ada Byron", r"\textbf{Ada Byron}", "**Ada Byron**."),
+        ("64%", r"64\%", "64 percent", "64 per cent", r"64\text{ percent}", "\uff16\uff14\uff05"),
+        ("30°", r"30^\circ", r"30^{\circ}", "30 degrees", r"30\text{ degrees}"),
+        (r"\emptyset", r"\varnothing", "\u2205"),
+        (r"(-\infty,5]", r"\left(-\infty, 5\right]", "(\u2212\u221e, 5]"),
+        ("x^2+1", "x\u00b2+1", "x^{2} + 1"),
+        (
+            r"\frac{\sqrt{3}}{2}",
+            r"\textcolor{red}{\frac{\sqrt{3}}{2}}",
+            r"{\color{red}\frac{\sqrt{3}}{2}}",
+        ),
+        (r"\sqrt{7}", "\u221a7", r"\sqrt{7}.", r"\displaystyle \sqrt{7}"),
+        (r"\frac{a}{b}", r"\dfrac{a}{b}", r"\tfrac{a}{b}"),
+        (r"x\le 2", r"x \leq 2", r"x\leqslant 2", "x \u2264 2", "x <= 2"),
+        (r"\pi r^2", "\u03c0r\u00b2", r"\pi r^{2}"),
+        ("0.5\\ldots", "0.5...", "0.5\u2026", r"0.5\dots"),
+        ("9 cm", r"9\text{ cm}", r"9\,\mathrm{cm}", r"9~\text{cm}", r"9\;\mbox{cm}"),
+        (r"\sin x", r"\operatorname{sin} x"),
         ("def f():\n  return 1", "def f(): \n  return 1\n"),
     ],
     ids=lambda spellings: repr(spellings[0]),
@@ -50,6 +71,25 @@ def test_spellings_of_one_answer_share_its_key(spellings: tuple[str, ...]) -> No
         ("x", "y"),
         ("1/0", "0"),
         (r"1\frac{1}{2}", r"\frac{11}{2}"),
+        ("0,1", "01"),
+        ("0.333...", "0.333"),
+        ("0.0000001", "0.0000002"),
+        ("2e - 3", "2e-3"),
+        ("3 , 141", "3,141"),
+        ("(1,234)", "(1, 234)"),
+        ("Mg", "mg"),
+        ("MW", "mW"),
+        ("IV", "iv"),
+        ("N", "n"),
+        ("NaCl", "nacl"),
+        ("\u211d", "R"),
+        (r"e^{x}y", "e^xy"),
+        ("x+1=", "x+1"),
+        ("\u20ac5", "$5"),
+        ("\u22483", "3"),
+        ("~3", "3"),
+        ("\u221a2x", r"\sqrt{2}x"),
+        (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix}1 2\end{pmatrix}"),
         (r"\leftarrow", "arrow"),
         ("for i in x:\n  a()\nb()", "for i in x:\n  a()\n  b()"),
     ],
@@ -79,6 +119,12 @@ def test_a_decimal_equals_neither_its_hundredfold_nor_its_percentage(value: obje
 @given(st.text(alphabet=r"ab1 .,$\{}/%()-+eE", max_size=20) | st.text(max_size=20))
 def test_every_text_has_a_key_that_blanks_around_it_do_not_change(text: str) -> None:
     assert canonical_key(f" {text} ") == canonical_key(text)
+
+
+@reproducible
+@given(st.text(alphabet="ab12 .,^_(){}+-=/'\u00b2\u03c0\u221e", max_size=12))
+def test_a_key_is_its_own_key(text: str) -> None:
+    assert canonical_key(canonical_key(text)) == canonical_key(text)
 
 
 @pytest.mark.parametrize(

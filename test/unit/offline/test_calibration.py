@@ -412,3 +412,9 @@ def test_a_lower_threshold_is_calibrated_with_the_harm_of_both_sides() -> None:
     assert harms[-1] > harms[0]
     chosen = choose(effects, thresholds, max_harm=0.5, confidence=0.9)
     assert chosen.threshold is not None and chosen.threshold > 0
+
+
+def test_empty_generations_are_calibrated_on_like_any_other() -> None:
+    problems = [problem(" " * 5, n_tokens=0, name=str(number)) for number in range(3)]
+    result = choose(replayed(problems, "beta", [0.9]), [0.9], max_harm=0.5, confidence=0.5)
+    assert (result.tokens_saved, result.harm) == (0.0, 0)

@@ -220,3 +220,17 @@ def test_deepconf_stops_nothing_where_certainty_was_not_recorded(order) -> None:
     contending = {"deepconf": contenders(8)["deepconf"]}
     row = compare([problem("aaaaaaaa")], contending, 8, 2, order).row("deepconf")
     assert (row["samples"], row["disagreements"]) == (8, 0)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_problem_of_empty_generations_is_replayed_like_any_other(order: str, others: int) -> None:
+    empty = TraceProblem("none", "a", "m", (TraceSample("", 0),) * 6)
+    answered = TraceProblem("some", "a", "m", (TraceSample("a", 5),) * 6)
+    chosen = {name: contenders(6)[name] for name in ("dynasor", "decided")}
+    comparison = compare([empty] + [answered] * others, chosen, 6, 3, order)
+    for name in ("fixed", *chosen):
+        figures = [*comparison.row(name).values(), *sum(comparison.interval(name).values(), ())]
+        assert np.isfinite(figures).all()
+    assert comparison.row("fixed")["tokens_saved"] == 0.0
+    assert (comparison.row("decided")["tokens_saved"] > 0) == bool(others)

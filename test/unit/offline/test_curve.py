@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sglang_dynasor.certaindex import canonical_key
 from sglang_dynasor.offline import CurvePoint, Sample, cheapest_equal, fixed_curve, full_vote
+from sglang_dynasor.offline.curve import share_saved
 
 reproducible = settings(derandomize=True, deadline=None, max_examples=200)
 
@@ -44,6 +46,13 @@ def test_the_curve_is_the_mean_full_vote_over_rotations(answers: list[str], data
     right = sum(canonical_key(full_vote(rotation)) == "a" for rotation in rotations)
     point = fixed_curve([samples], ["a"], k)[-1]
     assert point == CurvePoint(k, pytest.approx(right / len(samples)), 10.0 * k)
+
+
+def test_where_nothing_was_to_be_spent_nothing_is_saved() -> None:
+    assert float(share_saved(25, 100)) == 0.75
+    assert float(share_saved(0, 0)) == 0.0
+    assert share_saved([150, 0], np.array([100, 0])).tolist() == [-0.5, 0.0]
+    assert share_saved([10, 30], 40).tolist() == [0.75, 0.25]
 
 
 def test_the_cheapest_equal_is_the_first_point_as_accurate() -> None:

@@ -53,7 +53,7 @@ def test_recorded_certainty_is_kept_with_how_it_was_measured(tmp_path: Path) -> 
         ({**PROBLEM, "samples": []}, "samples"),
         ({**PROBLEM, "samples": [SAMPLE, {"n_tokens": 1}]}, r"samples\.1\.answer"),
         ({**PROBLEM, "samples": [{**SAMPLE, "correct": "perhaps"}]}, r"samples\.0\.correct"),
-        ({**PROBLEM, "samples": [{**SAMPLE, "n_tokens": 0}]}, r"samples\.0\.n_tokens"),
+        ({**PROBLEM, "samples": [{**SAMPLE, "n_tokens": -1}]}, r"samples\.0\.n_tokens"),
         ({**PROBLEM, "samples": [{**SAMPLE, "reward": float("nan")}]}, r"samples\.0\.reward"),
         ({**PROBLEM, "gold": "5"}, "id: 0 came before"),
     ],
@@ -64,6 +64,37 @@ def test_a_malformed_line_is_refused_by_file_line_and_field(
     path = written(tmp_path / "bad.jsonl", PROBLEM, line)
     with pytest.raises(ValueError, match=rf"bad\.jsonl:2: .*{field}"):
         read_traces(path)
+
+
+@pytest.mark.parametrize("answer", ["", None, "4"])
+def test_an_empty_generation_is_an_empty_answer_of_no_tokens(tmp_path: Path, answer: Any) -> None:
+    """It refused the whole file."""
+    empty = {"answer": answer, "n_tokens": 0, "correct": False}
+    path = written(tmp_path / "t.jsonl", {**PROBLEM, "samples": [empty, SAMPLE, empty]})
+    (problem,) = read_traces(path)
+    kept = TraceSample("", 0, False)
+    assert problem.samples == (kept, TraceSample("4", 12, True, -0.5), kept)
+
+
+def test_many_faults_are_told_in_three_lines(tmp_path: Path) -> None:
+    bad = {**PROBLEM, "id": 1, "samples": [{**SAMPLE, "n_tokens": "many"}] * 41}
+    path = written(tmp_path / "bad.jsonl", PROBLEM, bad, {**PROBLEM, "id": 2, "gold": 4}, "[")
+    with pytest.raises(ValueError) as caught:
+        read_traces(path)
+    first, second, rest = str(caught.value).splitlines()
+    assert first.startswith(f"{path}:2: samples.0.n_tokens: ")
+    assert second.startswith(f"{path}:2: samples.1.n_tokens: ")
+    assert rest == "and 41 more faults"
+
+
+def test_few_faults_are_told_one_a_line(tmp_path: Path) -> None:
+    path = written(tmp_path / "bad.jsonl", {**PROBLEM, "gold": 4}, "[")
+    with pytest.raises(ValueError) as caught:
+        read_traces(path)
+    assert [line.split(": ")[0] for line in str(caught.value).splitlines()] == [
+        f"{path}:1",
+        f"{path}:2",
+    ]
 
 
 def test_a_file_without_a_problem_is_refused(tmp_path: Path) -> None:
