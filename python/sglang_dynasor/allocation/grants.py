@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from sglang_dynasor.allocation.rules import StopRule
@@ -63,7 +64,11 @@ class AdaptiveGrants:
     def next_grant(self, evidence: Evidence, rounds: int) -> int:
         """Return that number, or all that remain where nothing can stop the program earlier."""
         sizes = self.rule.asked_after(evidence)
-        first = bisect_left(sizes, True, key=lambda size: self._stops(evidence, size))
+        stops = partial(self._stops, evidence)
+        end = 1  # it is mostly one of the first, and these are the cheap ones to judge
+        while end < len(sizes) and not stops(sizes[end - 1]):
+            end *= 2
+        first = bisect_left(sizes, True, end // 2, min(end, len(sizes)), key=stops)
         return sizes[first] if first < len(sizes) else evidence.remaining
 
     def _stops(self, evidence: Evidence, size: int) -> bool:

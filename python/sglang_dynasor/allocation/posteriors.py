@@ -70,8 +70,14 @@ def largest_share_posterior(counts: tuple[int, ...]) -> float:
 @lru_cache(maxsize=512)
 def _quadrature(leader: int) -> tuple[np.ndarray, np.ndarray]:
     """Nodes and weights of the mean over Gamma(leader + 1), even in its distribution function."""
-    points, weights = np.polynomial.legendre.leggauss(_QUADRATURE_POINTS)
+    points, weights = _legendre()
     return gammaincinv(leader + 1, (points + 1) / 2), weights / 2
+
+
+@lru_cache(maxsize=1)
+def _legendre() -> tuple[np.ndarray, np.ndarray]:
+    points, weights = np.polynomial.legendre.leggauss(_QUADRATURE_POINTS)
+    return points, weights
 
 
 @lru_cache(maxsize=1 << 14)

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from sglang_dynasor.allocation import BetaRule, Sample, full_vote
+from sglang_dynasor.allocation import BetaRule
 from sglang_dynasor.allocation.budget_pool import BudgetPool
 from sglang_dynasor.allocation.value import branch_values
 from sglang_dynasor.certaindex import CertaindexTracker, Evidence
+from sglang_dynasor.offline import Sample, full_vote
 
 BRANCH_TOKENS = 100
 Value = Callable[[Evidence, float], Sequence[float]]

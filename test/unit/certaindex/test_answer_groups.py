@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sglang_dynasor.allocation.traces import read_traces
+from sglang_dynasor.offline.traces import read_traces
 from sglang_dynasor.certaindex import canonical_key
 from sglang_dynasor.certaindex.answer_groups import MAX_UNANSWERED, AnswerGroups
 from sglang_dynasor.certaindex.equality import MathEquality, Verdict

@@ -41,7 +41,7 @@ def finish(program: ReasoningProgram, starts: list[Start], tokens: int) -> objec
 
 def starts_of(actions: object) -> list[Start]:
     assert not isinstance(actions, Outcome)
-    return [action for action in actions if isinstance(action, Start)]  # type: ignore[attr-defined]
+    return [action for action in actions if isinstance(action, Start)]
 
 
 def test_a_cap_counts_what_is_spent_and_grows_by_what_is_granted() -> None:
@@ -64,7 +64,7 @@ def test_without_a_cap_nothing_is_missing() -> None:
 
 def test_a_program_asks_before_a_round_that_its_tokens_do_not_reach() -> None:
     program = program_of(60)
-    (ask,) = finish(program, starts_of(program.start()), 20)  # type: ignore[misc]
+    (ask,) = finish(program, starts_of(program.start()), 20)
     assert isinstance(ask, Ask)
     assert ask.tokens > 0
     assert 0 < ask.value < 1
@@ -76,7 +76,7 @@ def test_a_program_asks_before_a_round_that_its_tokens_do_not_reach() -> None:
 def test_who_gets_nothing_ends_by_its_budget_with_the_answer_it_has() -> None:
     program = program_of(60)
     asked = finish(program, starts_of(program.start()), 20)
-    assert isinstance(asked[0], Ask)  # type: ignore[index]
+    assert isinstance(asked[0], Ask)
     outcome = program.on([Granted(0)])
     assert isinstance(outcome, Outcome)
     assert (outcome.stop_reason, outcome.answer) == ("budget", "0")
@@ -85,7 +85,7 @@ def test_who_gets_nothing_ends_by_its_budget_with_the_answer_it_has() -> None:
 def test_who_gets_nothing_runs_the_whole_branches_that_are_left_and_asks_no_more() -> None:
     program = program_of(90)
     asked = finish(program, starts_of(program.start()), 20)
-    assert isinstance(asked[0], Ask)  # type: ignore[index]
+    assert isinstance(asked[0], Ask)
     (last,) = starts_of(program.on([Granted(0)]))
     assert last.max_tokens == 30
     outcome = finish(program, [last], 25)
@@ -98,7 +98,7 @@ def test_a_program_with_enough_never_asks(cap: int | None) -> None:
     program = program_of(cap)
     step: object = program.start()
     while not isinstance(step, Outcome):
-        assert not any(isinstance(action, Ask) for action in step)  # type: ignore[attr-defined]
+        assert not any(isinstance(action, Ask) for action in step)
         step = finish(program, starts_of(step), 20)
     assert step.stop_reason != "budget"
 

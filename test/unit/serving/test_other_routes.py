@@ -105,7 +105,7 @@ def test_a_stream_of_events_carries_the_report_with_its_last_counts() -> None:
     ],
 )
 def test_a_route_refuses_what_has_a_report_it_would_lose(refused: bool, body: Any) -> None:
-    message = asyncio.run(refusal("/v1/responses", Request(body)))  # type: ignore[arg-type]
+    message = asyncio.run(refusal("/v1/responses", Request(body)))
     assert (message is not None) is refused
     if message is not None:
         assert "dynasor" in message and "/v1/chat/completions" in message
@@ -124,7 +124,7 @@ def test_ollamas_routes_refuse_in_their_own_shape(method: str) -> None:
 
 def test_the_responses_route_refuses_in_its_own_shape() -> None:
     serving = DynasorServingResponses.__new__(DynasorServingResponses)
-    reply = asyncio.run(serving.create_responses(None, Request(BODY)))  # type: ignore[arg-type]
+    reply = asyncio.run(serving.create_responses(None, Request(BODY)))
     error = json.loads(reply.body)["error"]
     assert (reply.status_code, error["param"]) == (400, "dynasor")
     assert error["message"].startswith("dynasor: ")
