@@ -161,6 +161,7 @@ def test_a_boxed_letter_may_come_with_its_option(content: str, letter: str) -> N
         ("The answer cannot be A. So C.", "C"),
         ("The answer is neither A nor B.", ""),
         ("It is C, not A.", "C"),
+        ("The answer is (C) or (D)? I say (D).", "D"),
         ("We rule out A and B. It is C.", "C"),
         ("I choose C over option B.", "C"),
         ("Answer: D is correct because A is not", "D"),
