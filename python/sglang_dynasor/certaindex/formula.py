@@ -115,7 +115,7 @@ def tokenize(text: str) -> list[Token]:
 def _refuse_words(word: str, number: str) -> None:
     if len(word) > 2 or (len(word) > 1 and (not word.islower() or _NO_PRODUCT.fullmatch(word))):
         raise Unclear(f"{word} may be a word, a unit or a numeral")
-    if number in ("0", "1"):
+    if number in ("0", "1") and word != "i":
         raise Unclear(f"{number}{word} may be a hexadecimal number")
 
 

@@ -12,11 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from sglang_dynasor.certaindex.brackets import closes_last, split
-from sglang_dynasor.certaindex.evaluation import values, written
+from sglang_dynasor.certaindex.evaluation import text_of, values, written
 from sglang_dynasor.certaindex.formula import WORD_FUNCTIONS, Symbol, Unclear, symbols
 from sglang_dynasor.certaindex.numbers import exact_number
 from sglang_dynasor.certaindex.parser import parse_formula
-from sglang_dynasor.certaindex.relation import Side, infinity, related
+from sglang_dynasor.certaindex.relation import Side, all_but, infinity, related
 
 _MAX_DEPTH = 4
 _SEPARATOR = re.compile(r" ?[,;]? ?(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]) ?| ?[,;] ?")
@@ -34,6 +34,11 @@ _EITHER_SIGN = re.compile(r"\\(pm|mp)(?![A-Za-z]) ?")
 _NAMES = re.compile(r"[A-Za-z]'?\([A-Za-z]\)|\([A-Za-z](?:,[A-Za-z])+\)")
 _WORD = re.compile(r"(?<![\\A-Za-z_{])[A-Za-z]{2,}")
 _UNIT = re.compile(r"[A-Za-z](?:[A-Za-z0-9 .,/^*()°-]|\\cdot ?)*")
+_CURRENCY = re.compile(r"(-?)([€£¥₹]) ?(.+)|(.+?) ?([€£¥₹])")
+_REAL = re.compile(r"\\mathbb\{R\}(?: ?(?:\\setminus|\\backslash|-) ?\\?\{ ?(.+?) ?\\?\})?")
+_BUILDER = re.compile(
+    r"\\?\{ ?([A-Za-z]) ?(?:\\in ?\\mathbb\{R\})? ?(?:\||:|\\mid(?![A-Za-z])) ?(.+?) ?\\?\}"
+)
 _UNIT_EXPONENT = re.compile(r"\^ ?\{ ?(-?[0-9]) ?\}")
 _THOUSANDS = re.compile(r"[0-9],[0-9]{3}(?![0-9])")
 _LEADING_ZERO = re.compile(r"(?<![0-9.])0[0-9]")
@@ -68,9 +73,19 @@ def meaning(text: str) -> Meaning:
         return _single(written(number) + "%" * text.endswith("%"))
     if len(split(_THOUSANDS, text)[0]) > 1:
         return _with_thousands(text)
+    builder = _BUILDER.fullmatch(text)
+    if builder is not None:
+        return _built(*builder.groups())
     parts, separators = split(_SEPARATOR, text)
     statements = [_statement(part) for part in parts]
     return statements[0] if len(statements) == 1 else _joined(statements, separators)
+
+
+def _built(name: str, condition: str) -> Meaning:
+    found = meaning(condition)
+    if not found.is_range or found.name != name:
+        raise Unclear("a set whose condition is no range of its unknown")
+    return found
 
 
 def _single(text: str, name: str | None = None) -> Meaning:
@@ -145,8 +160,8 @@ def _equation(sides: list[Side]) -> Meaning:
     for side, other in (sides, sides[::-1]):
         if side.name is not None and side.name not in _symbols(other.text):
             return replace(_value(other.text), name=side.name)
-    ranges, _ = related(sides, ["="])
-    return _single(ranges[0])
+    ranges, name = related(sides, ["="])
+    return _single(ranges[0], name)
 
 
 def _symbols(text: str) -> frozenset[str]:
@@ -231,6 +246,9 @@ def _texts(separator: re.Pattern[str], text: str, depth: int) -> list[str]:
 def _special(text: str) -> str:
     if text == r"\emptyset":
         return "set{}"
+    real = _REAL.fullmatch(text)
+    if real is not None:
+        return _many("union", all_but(real[1])) if real[1] else "(-inf;inf)"
     based = _BASED.fullmatch(text)
     if based is not None:
         digits, base = based[1], int(based[2] or based[3])
@@ -253,14 +271,20 @@ def _number(text: str) -> str:
     if number is not None:
         return written(number)
     try:
-        texts = [written(value) for value in values(parse_formula(text))]
+        return text_of(parse_formula(text))
     except Unclear:
         return _quantity(text).text
-    return texts[0] if len(set(texts)) == 1 else "&".join(texts)
 
 
 def _quantity(text: str) -> Meaning:
     """A constant with a unit, which is compared as text."""
+    currency = _CURRENCY.fullmatch(text)
+    if currency is not None:
+        sign, before, amount, number, behind = currency.groups(default="")
+        exact = exact_number(sign + (amount or number))
+        if exact is None:
+            raise Unclear("no amount of money")
+        return _single(f"{written(exact)} {before or behind}")
     for word in _WORD.finditer(text):
         if word[0] in WORD_FUNCTIONS:
             continue
