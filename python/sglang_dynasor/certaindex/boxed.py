@@ -59,9 +59,9 @@ def boxed_answers(text: str) -> list[str]:
     r"""Return the boxes that `text` answers with: the last one and those listed along with it.
 
     Boxes of one sentence or line are a list ("x = \boxed{3} and x = \boxed{5}") unless a word
-    between them corrects or concludes; equal ones count once. A box that was cut off, is empty, asks
-    for "your answer" or follows a "not" is none. Where there is no box, a short text up to an unmatched `}` is one: the
-    prompt has opened it.
+    between them corrects or concludes; equal ones count once. A box that was cut off, is empty,
+    asks for "your answer" or follows a "not" is none. Where there is no box, a short text up to an
+    unmatched `}` is one: the prompt has opened it.
     """
     boxes, prefilled = _closed_boxes(text)
     if not boxes:

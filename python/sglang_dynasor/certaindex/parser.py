@@ -143,6 +143,8 @@ class _Parser:
                 raised = True
                 base = Call("^", (base, self._exponent(base)))
             elif self._accept("°"):
+                if base == 0:
+                    raise Unclear("0 °C is not 0 °F")
                 base = Call("*", (base, _ONE_DEGREE if self._in_angle else DEGREE))
             else:
                 return base

@@ -35,7 +35,9 @@ _WHOLES = "|".join(
 _CURRENCY = r"(?:(?:US)?\\?[$\u20ac\u00a3\u00a5\u20b9] ?)"
 # A bullet of a list is no sign, so only here may a blank follow.
 _SPACED_MINUS = r"(?:(?<=[=$({])|(?<== ))-(?= )"
-_SIGN = rf"(?:(?P<sign>(?<![A-Za-z0-9_\u00c0-\u04ff)\]}}])[-+](?! )|{_SPACED_MINUS}) ?{_CURRENCY}?)"
+_SIGN = (
+    rf"(?:(?P<sign>(?<![A-Za-z0-9_\u00c0-\u04ff)\]}}%])[-+](?! )|{_SPACED_MINUS}) ?{_CURRENCY}?)"
+)
 _NUMBER = re.compile(
     r"(?=[-+0-9.\\^_\u00bc-\u00be\u2150-\u215e\u221a\u03c0])"
     rf"(?:[\^_]\{{[^{{}}]{{0,40}}\}}"

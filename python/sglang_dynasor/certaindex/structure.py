@@ -77,6 +77,9 @@ def meaning(text: str) -> Meaning:
     if builder is not None:
         return _built(*builder.groups())
     parts, separators = split(_SEPARATOR, text)
+    letters = set("".join(parts)) if all(part.isalpha() for part in parts) else set()
+    if len(parts) > 1 and letters and (letters <= set("FHT") or len(letters) < len(parts)):
+        raise Unclear("true and false, or tosses of a coin, in order")
     statements = [_statement(part) for part in parts]
     return statements[0] if len(statements) == 1 else _joined(statements, separators)
 

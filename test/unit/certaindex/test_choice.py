@@ -154,6 +154,7 @@ def test_a_boxed_letter_may_come_with_its_option(content: str, letter: str) -> N
         ("Option A is wrong. Option C is correct.", "C"),
         ("A is incorrect. B is correct.", "B"),
         ("(A) is wrong. (B) is right. (C) is wrong.", "B"),
+        ("(A) is near it, yet (B) is correct.", "B"),
         ("A) is out. I choose D.", "D"),
         ("The answer is not A, but B.", "B"),
         ("The answer isn't C.", ""),
