@@ -110,7 +110,9 @@ def _degree(formula: Formula) -> float:
     degrees = list(map(_degree, formula.arguments))
     if formula.name == "/" and degrees[1] == 0:
         return degrees[0]
-    return {"+": max, "*": sum}[formula.name](degrees) if formula.name in "+*" else math.inf
+    if formula.name == "+":
+        return max(degrees)
+    return sum(degrees) if formula.name == "*" else math.inf
 
 
 def _at(y: Fraction, formula: Formula) -> Formula:

@@ -12,10 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from sglang_dynasor.certaindex.brackets import closes_last, split
-from sglang_dynasor.certaindex.evaluation import text_of, values, written
-from sglang_dynasor.certaindex.formula import WORD_FUNCTIONS, Symbol, Unclear, symbols
+from sglang_dynasor.certaindex.evaluation import text_of, written
+from sglang_dynasor.certaindex.formula import Symbol, Unclear, symbols
 from sglang_dynasor.certaindex.numbers import exact_number
 from sglang_dynasor.certaindex.parser import parse_formula
+from sglang_dynasor.certaindex.quantity import quantity
 from sglang_dynasor.certaindex.relation import Side, all_but, infinity, related
 
 _MAX_DEPTH = 4
@@ -32,14 +33,10 @@ _MATRIX = re.compile(r"\\begin ?\{([bp]?matrix)\}(.*)\\end ?\{\1\}")
 _BASED = re.compile(r"\(?([0-9]+)\)? ?_ ?(?:\{ ?([0-9]{1,2}) ?\}|([0-9]))")
 _EITHER_SIGN = re.compile(r"\\(pm|mp)(?![A-Za-z]) ?")
 _NAMES = re.compile(r"[A-Za-z]'?\([A-Za-z]\)|\([A-Za-z](?:,[A-Za-z])+\)")
-_WORD = re.compile(r"(?<![\\A-Za-z_{])[A-Za-z]{2,}")
-_UNIT = re.compile(r"[A-Za-z](?:[A-Za-z0-9 .,/^*()°-]|\\cdot ?)*")
-_CURRENCY = re.compile(r"(-?)([€£¥₹]) ?(.+)|(.+?) ?([€£¥₹])")
 _REAL = re.compile(r"\\mathbb\{R\}(?: ?(?:\\setminus|\\backslash|-) ?\\?\{ ?(.+?) ?\\?\})?")
 _BUILDER = re.compile(
     r"\\?\{ ?([A-Za-z]) ?(?:\\in ?\\mathbb\{R\})? ?(?:\||:|\\mid(?![A-Za-z])) ?(.+?) ?\\?\}"
 )
-_UNIT_EXPONENT = re.compile(r"\^ ?\{ ?(-?[0-9]) ?\}")
 _THOUSANDS = re.compile(r"[0-9],[0-9]{3}(?![0-9])")
 _LEADING_ZERO = re.compile(r"(?<![0-9.])0[0-9]")
 # 2 \times 3 may be a size, 3-5 a range, 1/2/20 a date.
@@ -77,11 +74,18 @@ def meaning(text: str) -> Meaning:
     if builder is not None:
         return _built(*builder.groups())
     parts, separators = split(_SEPARATOR, text)
-    letters = set("".join(parts)) if all(part.isalpha() for part in parts) else set()
-    if len(parts) > 1 and letters and (letters <= set("FHT") or len(letters) < len(parts)):
-        raise Unclear("true and false, or tosses of a coin, in order")
+    if len(parts) > 1 and _is_sequence(parts):
+        raise Unclear("letters that may be in order")
     statements = [_statement(part) for part in parts]
     return statements[0] if len(statements) == 1 else _joined(statements, separators)
+
+
+def _is_sequence(parts: list[str]) -> bool:
+    """Say whether letters may be in order, as true and false and the tosses of a coin are."""
+    letters = set(parts)
+    if not all(len(letter) == 1 and letter.isalpha() for letter in letters):
+        return False
+    return letters <= set("FHT") or len(letters) < len(parts)
 
 
 def _built(name: str, condition: str) -> Meaning:
@@ -110,7 +114,7 @@ def _with_thousands(text: str) -> Meaning:
     number = exact_number(right.strip())
     name = _name(left.strip()) if equals else None
     if name is None or number is None:
-        return _quantity(text)
+        return _single(quantity(text))
     return _single(written(number), name)
 
 
@@ -276,26 +280,4 @@ def _number(text: str) -> str:
     try:
         return text_of(parse_formula(text))
     except Unclear:
-        return _quantity(text).text
-
-
-def _quantity(text: str) -> Meaning:
-    """A constant with a unit, which is compared as text."""
-    currency = _CURRENCY.fullmatch(text)
-    if currency is not None:
-        sign, before, amount, number, behind = currency.groups(default="")
-        exact = exact_number(sign + (amount or number))
-        if exact is None:
-            raise Unclear("no amount of money")
-        return _single(f"{written(exact)} {before or behind}")
-    for word in _WORD.finditer(text):
-        if word[0] in WORD_FUNCTIONS:
-            continue
-        number, unit = text[: word.start()].strip(), text[word.start() :]
-        unit = _UNIT_EXPONENT.sub(r"^\1", unit)
-        exact = exact_number(number)
-        formula = parse_formula(number) if exact is None else exact
-        if symbols(formula) or not _UNIT.fullmatch(unit):
-            raise Unclear("no unit behind a constant")
-        return _single(f"{written(*values(formula))} {unit}")
-    raise Unclear("neither formula nor quantity")
+        return quantity(text)
