@@ -17,7 +17,11 @@ _TOKEN = re.compile(
     rf"(?:\s*+\{{|[ \t]{{0,4}}(?P<bare>{_BARE_ARGUMENT})))|\\.|[{{}}]",
     re.DOTALL | re.MULTILINE,
 )
-_NO_CONTENT = re.compile(r"(?:[\s.\u2026]|\\[lc]?dots)*")
+# Empty, or what a prompt writes into the box that it asks for.
+_NO_CONTENT = re.compile(
+    r"(?:[\s.\u2026]|\\[lc]?dots)*|(?:\\text\{)?(?i:(?:your |the |final )*answer(?: here)?)\}?"
+)
+_LIST_MARKER = re.compile(r"^[ \t]*\(?[0-9]{1,2}[.)][ \t]", re.MULTILINE)
 _MAX_GAP = 120  # characters between two boxes of one list
 _MAX_PREFILLED = 80  # characters up to the brace that closes a box opened in the prompt
 _MAX_PREFILLED_WORDS = 3
@@ -55,9 +59,9 @@ def boxed_answers(text: str) -> list[str]:
     r"""Return the boxes that `text` answers with: the last one and those listed along with it.
 
     Boxes of one sentence or line are a list ("x = \boxed{3} and x = \boxed{5}") unless a word
-    between them corrects or concludes; equal ones count once. A box that was cut off, is empty or
-    follows a "not" is none. Where there is no box, a short text up to an unmatched `}` is one: the
-    prompt has opened it.
+    between them corrects or concludes; equal ones count once. A box that was cut off, is empty,
+    asks for "your answer" or follows a "not" is none. Where there is no box, a short text up to an
+    unmatched `}` is one: the prompt has opened it.
     """
     boxes, prefilled = _closed_boxes(text)
     if not boxes:
@@ -100,6 +104,7 @@ def _is_answer(text: str, box: _Box) -> bool:
 
 
 def _is_listed(gap: str) -> bool:
+    gap = _LIST_MARKER.sub("", gap)
     if len(gap) > _MAX_GAP or _SENTENCE_END.search(gap) or _EQUALS.fullmatch(gap):
         return False
     if _REVISION.search(gap):

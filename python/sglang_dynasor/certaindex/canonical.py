@@ -18,7 +18,7 @@ _LOOSE_COMMA = re.compile(" , ?")
 _BRACED_SCRIPT = re.compile(r"([\^_])\{([A-Za-z0-9])\}(?![A-Za-z0-9])|(_)\{([0-9])\}(?![0-9])")
 _LETTER_IN_PARENTHESES = re.compile(r"\(([A-Za-z])\)")
 # In other words, of up to three letters, case may tell symbols, units or numerals apart.
-_WORDS = {"yes", "no", "odd", "all"}
+_WORDS = {"yes", "no", "not", "odd", "all", "the", "are"}
 _MIN_WORD_LENGTH = 4
 
 
@@ -28,8 +28,8 @@ def canonical_key(answer: str) -> str:
     Numbers share the key of their exact rational value ("0.5", "1/2" and `\frac{1}{2}` give
     "1/2"); a percentage keeps its sign, so it equals no plain number. Any other answer is
     compared as text without LaTeX dress, Markdown emphasis, dollars, a leading "=", spacing around
-    marks and final points and commas, with Unicode signs as LaTeX; a single word of four letters
-    or more (yes and no too) also without case, which it may have at the start or throughout. Text
+    marks and final points and commas, with Unicode signs as LaTeX; words of four letters or more
+    (yes and no too) also without case, which each may have at its start or throughout. Text
     of several lines (code) or above 1,000 characters is compared as it stands, but for blanks at
     the ends of lines. The key depends on nothing but the answer, a key is its own key, and ""
     means that there is no answer.
@@ -72,7 +72,7 @@ def _text_key(text: str) -> str:
     letter = _LETTER_IN_PARENTHESES.fullmatch(text)
     if letter is not None:
         text = letter[1]
-    return text.casefold() if _is_word(text) else text
+    return text.casefold() if all(map(_is_word, text.split(" "))) else text
 
 
 def _is_word(text: str) -> bool:

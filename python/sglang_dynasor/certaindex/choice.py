@@ -33,7 +33,8 @@ _CLOSING = r"[)\]}*\"'$\u201d\u2019\u300d]{0,4}"
 
 _OPENED = re.compile(
     rf"[\s*_>\"'$(\[]{{0,8}}{_OPENING}{_EITHER_CASE}"
-    rf"(?:{_CLOSING}(?:[.):]|,(?!\s*[A-J]\b)|\s+[-\u2013\u2014]\s)|[^\w\n]*(?:\n|\Z))"
+    rf"(?:{_CLOSING}(?:[.):](?! (?:is|was|seems|looks|would|might|may|can)\b)|,(?!\s*[A-J]\b)"
+    r"|\s+[-\u2013\u2014]\s)|[^\w\n]*(?:\n|\Z))"
 )
 _LETTERED_LINE = re.compile(r"^\W{0,6}([A-Ja-j])[.):]", re.MULTILINE)
 _BEHIND_CUE = re.compile(rf"(?!(?<=[{_WORD_CHARACTER}])[{_WORD_CHARACTER}]){_BRIDGE}{_EITHER_CASE}")

@@ -70,7 +70,7 @@ REJECTED_BEFORE = _phrases(
     "不是|不选|并非|排除|ではなく",
 )
 REJECTED_AFTER = (
-    rf"[ \t:]*(?i:(?:(?:{_VERB})\s+)?(?:\w+ly\s+|also\s+|auch\s+)?(?:{WRONG})\b"
+    rf"[ \t:]*(?i:or\s+\(?[a-j]\)?\?|(?:(?:{_VERB})\s+)?(?:\w+ly\s+|also\s+|auch\s+)?(?:{WRONG})\b"
     rf"|(?:{_VERB})\s+(?:not|out|nicht|too)\b|isn['\u2019]t|cannot|can['\u2019]t|doesn['\u2019]t"
     r"|(?:does|would|could|will) not|(?:would|could|wo)n['\u2019]t|fails|contradicts"
     r"|no es|n['\u2019]est pas)"

@@ -10,6 +10,7 @@ _FENCE = re.compile(
     r"(?P<indent>[ \t]*(?:(?:[-*+]|[0-9]{1,9}[.)])[ \t]+)?)"
     r"(?P<marks>`{3,}(?=[^`]*$)|~{3,})(?P<info>.*)"
 )
+_LANGUAGE = re.compile(r"[ \t]*[A-Za-z][\w+#.-]*[ \t]*")
 
 
 class _Block(NamedTuple):
@@ -21,8 +22,8 @@ class _Block(NamedTuple):
         return self._is_matched_by(fence) and not fence["info"].strip()
 
     def is_cut_off_by(self, fence: re.Match[str]) -> bool:
-        """A new block in the same marks: nobody has closed this one."""
-        return self._is_matched_by(fence) and fence["info"].strip() != ""
+        """A new block in the same marks, with its language: nobody has closed this one."""
+        return self._is_matched_by(fence) and bool(_LANGUAGE.fullmatch(fence["info"]))
 
     def _is_matched_by(self, fence: re.Match[str]) -> bool:
         return fence["marks"].startswith(self.marks)

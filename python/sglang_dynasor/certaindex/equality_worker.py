@@ -17,7 +17,8 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-WARM_UP = r"\frac{\sqrt{8}+1}{2}"  # builds what the first question would have to wait for
+# Builds what the first question, and the first with the gamma function, would have to wait for.
+WARM_UP = r"\frac{\sqrt{8}+1}{2}x!"
 
 
 def main(seconds: float, memory_bytes: int) -> None:

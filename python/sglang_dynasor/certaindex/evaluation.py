@@ -55,6 +55,12 @@ def direction(formula: Formula) -> str:
     return "-" if first < 0 else "+"
 
 
+def text_of(formula: Formula) -> str:
+    """Return the same text for equal formulas, that of its value for a constant. Raises Unclear."""
+    texts = list(map(written, values(formula)))
+    return texts[0] if len(set(texts)) == 1 else "&".join(texts)
+
+
 def written(value: Value) -> str:
     """Return the text of a value: the same text for values equal within the digits compared."""
     if value is None or value == 0:

@@ -90,7 +90,7 @@ def tokenize(text: str) -> list[Token]:
         elif kind == "sign":
             tokens.append(Token("sign", token))
         elif kind == "word" and token not in WORD_FUNCTIONS:
-            after_number = match.start() > 0 and text[match.start() - 1].isdigit()
+            after_number = text[: match.start()].rstrip()[-1:].isdigit()
             of_command = len(tokens) > 1 and tokens[-2].text == r"\frac"
             _refuse_words(token, tokens[-1].text if after_number and not of_command else "")
             spaced = text[match.start() - 1 : match.start()] == " "
@@ -115,8 +115,8 @@ def tokenize(text: str) -> list[Token]:
 def _refuse_words(word: str, number: str) -> None:
     if len(word) > 2 or (len(word) > 1 and (not word.islower() or _NO_PRODUCT.fullmatch(word))):
         raise Unclear(f"{word} may be a word, a unit or a numeral")
-    if number in ("0", "1"):
-        raise Unclear(f"{number}{word} may be a hexadecimal number")
+    if number in ("0", "1") and word != "i":
+        raise Unclear(f"{number}{word} may be a hexadecimal number, {number} {word} a quantity")
 
 
 def _add_symbol(tokens: list[Token], name: str, text: str, position: int, spaced: bool) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from typing import Any
 
 # Answers sit in the last few objects, and nested ones may each be as long as the text.
 _MAX_ATTEMPTS = 64
@@ -24,15 +25,21 @@ _ESCAPE = re.compile(
 )
 
 
+class _Number(str):
+    """A number as it is written: its spelling is the answer's spelling."""
+
+    __slots__ = ()
+
+
 def last_json_field(text: str, path: list[str]) -> str:
     r"""Return the value at `path` in the last complete object that has it, or "".
 
-    A string is returned as it is, any other value as JSON with sorted keys. LaTeX in strings may
+    A string is returned as it is, any other value as JSON with sorted keys, its numbers in their
+    spelling. LaTeX in strings may
     lack the second backslash (`"\frac{1}{2}"`), a last element may have a comma behind it, and
     strings may be in single quotes.
     """
-    # Digits stay as written: a number's spelling is the answer's spelling.
-    decoder = json.JSONDecoder(parse_int=str, parse_float=str, strict=False)
+    decoder = json.JSONDecoder(parse_int=_Number, parse_float=_Number, strict=False)
     unread = _MAX_READINGS * len(text)
     for start, end in reversed(_closed_objects(text)[-_MAX_ATTEMPTS:]):
         unread -= end - start
@@ -40,13 +47,23 @@ def last_json_field(text: str, path: list[str]) -> str:
             break
         try:
             value = decoder.decode(_repaired(text[start:end]))
+            for name in path:
+                value = value.get(name) if isinstance(value, dict) else None
+            if value is not None:
+                return value.strip() if isinstance(value, str) else _json(value)
         except (ValueError, RecursionError):
             continue
-        for name in path:
-            value = value.get(name) if isinstance(value, dict) else None
-        if value is not None:
-            return value.strip() if isinstance(value, str) else json.dumps(value, sort_keys=True)
     return ""
+
+
+def _json(value: Any) -> str:
+    if isinstance(value, _Number):
+        return value
+    if isinstance(value, list):
+        return f"[{', '.join(map(_json, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{json.dumps(k)}: {_json(value[k])}' for k in sorted(value))}}}"
+    return json.dumps(value)
 
 
 def _closed_objects(text: str) -> list[tuple[int, int]]:

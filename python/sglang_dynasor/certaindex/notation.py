@@ -16,7 +16,7 @@ _LOWERED_RUN = re.compile(f"[{_SUBSCRIPTS}]+")
 _VULGAR_FRACTION = re.compile("([0-9])?([\u00bc-\u00be\u2150-\u215e])")
 # Of "\u221a23" all digits are under the root, as of a letter all: it has no bar that would say.
 _UNICODE_ROOT = re.compile(
-    r"([\u221a\u221b\u221c]) ?(?:(?P<radicand>[0-9]+(?:\.[0-9]+)?(?![0-9.]| ?[\w(\\])"
+    r"([\u221a\u221b\u221c]) ?(?:(?P<radicand>[0-9]+(?:\.[0-9]+)?(?![0-9.]|[\w(\\]| [0-9(\\])"
     r"|[A-Za-z\u0391-\u03c9](?![\w(\\^!']))|(?=[({]))"
 )
 _ROOT_INDEX = {"\u221a": "", "\u221b": "[3]", "\u221c": "[4]"}
@@ -35,6 +35,7 @@ _SIGNS = {
     "\u2229": r"\cap ",
     "\u2208": r"\in ",
     "\u2205": r"\emptyset ",
+    "\u2216": r"\setminus ",
     "\u00b1": r"\pm ",
     "\u2213": r"\mp ",
     "\u2026": r"\ldots ",
@@ -78,27 +79,40 @@ _WRAPPER = re.compile(
 _DOLLAR = re.compile(r"(?:(?<!\\)\\)?\$")
 _COMMAND_BEFORE = re.compile(r"\\[A-Za-z]{1,20}$")
 _OPERATOR = re.compile(r"\\operatorname\*? ?\{([a-zA-Z]+)\}")
-_COLORS = (
+_SWITCHES = (
     (re.compile(r"\\(?:textcolor|colorbox|color) ?\{[^{}]*\} ?(?=\{)"), r"\\text"),
     (re.compile(r"\{ ?\\color ?\{[^{}]*\}"), r"\\text{"),
+    (re.compile(r"\{ ?\\(?:bf|rm|it|sf|tt)(?![A-Za-z])"), r"\\text{"),
+    (re.compile(r"\\(?:bf|rm|it|sf|tt) ?(?=\{)"), r"\\text"),
     (re.compile(r"\\color ?\{[^{}]*\}"), ""),
 )
 # Behind another backslash it is the end of a matrix row and what follows it.
 _INVISIBLE = re.compile(
-    r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|textstyle|limits)(?![A-Za-z])"
+    r"\\(?:left|right|middle)(?![A-Za-z])(?: ?\.)?"
+    r"|\\(?:[bB]igg?[lrm]?|(?:display|text|script)style|limits|bf|rm|it|sf|tt)(?![A-Za-z])"
     r"|(?<=[0-9])(?:\{,\}|,\\!|\\,|\{,\}\\!) ?(?=[0-9]{3}(?![0-9]))|(?<!\\)\\[!()\[\]$]"
 )
 _SPACE = re.compile(r"(?<!\\)\\[,;: >]|\\(?:q?quad|thinspace|space)(?![A-Za-z])|(?<!^)~")
+_ENDS = r"[^\[\](),;]+[,;][^\[\](),;]+"  # of an interval, which are open in France as in ]0,1[
 _SYNONYMS = tuple(
     (re.compile(synonym), standard)
     for synonym, standard in (
-        (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+        (r"\\(?:[dtcs]|nice)frac(?![A-Za-z])", r"\\frac"),
+        (r"\{([^{}]*)\\over(?![A-Za-z])([^{}]*)\}", r"\\frac{\1}{\2}"),
+        (r"\\(?:div|slash)(?![A-Za-z])", "/"),
+        (r"\\colon(?![A-Za-z])", ":"),
+        (r"(?<![A-Za-z\\])(?:[Ii]nfinity|oo|inf(?= ?[,)\]]))(?![A-Za-z])", r"\\infty "),
+        (r"\\(?:Bbb ?\{R\}|mathbb R(?![A-Za-z])|R(?![A-Za-z])|reals(?![A-Za-z]))", r"\\mathbb{R}"),
         (r"\\[dt]binom(?![A-Za-z])", r"\\binom"),
         (r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}", r"\\binom{\1}{\2}"),
+        (r"^([^{}]*)\\choose(?![A-Za-z])([^{}]*)$", r"\\binom{\1}{\2}"),
         (
-            r"[\[(] ?\\begin ?\{array\} ?\{[clr| ]*\}(.*)\\end ?\{array\} ?[\])]",
-            r"\\begin{pmatrix}\1\\end{pmatrix}",
+            r"[\[(] ?\\begin ?\{(array|matrix)\} ?(?:\{[clr| ]*\})?(.*)\\end ?\{\1\} ?[\])]",
+            r"\\begin{pmatrix}\2\\end{pmatrix}",
         ),
+        (r"\\\\ ?\[-?[0-9.]+ ?[a-z]{2}\]|\\cr(?![A-Za-z])", r"\\\\ "),
+        (rf"(^|(?:\\in|\\cup|[=\u2208\u222a]) ?)\]({_ENDS})(?=[\[\])])", r"\1(\2"),
+        (rf"([\[(]{_ENDS})\[(?= ?(?:$|\\cup|\u222a))", r"\1)"),
         (r"(?<=[A-Za-z0-9)])\*\*(?=[A-Za-z0-9(-])", "^"),
         (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
         (r"\\leq(?:slant|q)?(?![A-Za-z])|< ?=", r"\\le "),
@@ -110,14 +124,15 @@ _SYNONYMS = tuple(
         (r"\\[lr]?vert(?![A-Za-z])", "|"),
         (r"\\lbrace(?![A-Za-z])", r"\\{"),
         (r"\\rbrace(?![A-Za-z])", r"\\}"),
-        (r"\^ ?(?:\{ ?\\circ ?\}|\\circ(?![A-Za-z]))|(?<=[0-9}) ])degrees?(?![A-Za-z])", "°"),
+        (r"\^ ?(?:\{ ?\\circ ?\}|\\circ(?![A-Za-z]))|\\degree(?![A-Za-z])", "°"),
+        (r"(?<=[0-9}) ])degrees?(?![A-Za-z])|(?<=[0-9]) ?deg(?![A-Za-z])", "°"),
         (r"\^ ?(?:\{ ?\\prime ?\}|\\prime(?![A-Za-z]))", "'"),
         (r"(?<!\\)\\%|(?<=[0-9}) ])per ?cent(?![A-Za-z])", "%"),
         (r"\{,\}", ","),
         (r"\\frac ?([0-9])([0-9])", r"\\frac{\1}{\2}"),
     )
 )
-_EMPHASIS = re.compile(r"(\*{1,3}|__|`)(?=[^*_`\s])([^*`]*[^*`\s])\1")
+_EMPHASIS = re.compile(r"(\*{1,3}|__?|`)(?=[^*_`\s])([^*`]*[^*`\s])\1")
 
 
 def as_latex(text: str) -> str:
@@ -145,8 +160,8 @@ def _written_root(match: re.Match[str]) -> str:
 def undressed(text: str) -> str:
     """Return LaTeX without fonts, sizes, colours, spacing and dollars, of synonyms the shortest."""
     text = _DOLLAR.sub("", text)
-    for color, uncolored in _COLORS:
-        text = color.sub(uncolored, text)
+    for switch, wrapper in _SWITCHES:
+        text = switch.sub(wrapper, text)
     text = _OPERATOR.sub(r"\\\1 ", text)
     for _ in range(2):  # \text{\textbf{C}}: two layers occur, deeper ones only on purpose
         text = _WRAPPER.sub(_unwrapped, text)

@@ -75,6 +75,7 @@ class _Parser:
             raise Unclear("nested too deeply")
         terms = [_signed(self._accept("-", "+"), self._product())]
         while sign := self._accept("-", "+"):
+            sign = (sign == "+" and self._accept("-")) or sign  # 2 + -3
             terms.append(_signed(sign, self._product()))
         self._depth -= 1
         return terms[0] if len(terms) == 1 else Call("+", tuple(terms))
@@ -142,6 +143,8 @@ class _Parser:
                 raised = True
                 base = Call("^", (base, self._exponent(base)))
             elif self._accept("°"):
+                if base == 0:
+                    raise Unclear("0 °C is not 0 °F")
                 base = Call("*", (base, _ONE_DEGREE if self._in_angle else DEGREE))
             else:
                 return base

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from sglang_dynasor.certaindex.boxed import boxed_answers
 from sglang_dynasor.certaindex.numbers import NUMBER_PATTERN, exact_number, plain_spelling
 
-# Digits in a name (x2, H2O), an exponent or an index are no number of the text.
-_OUTSIDE_NAMES = r"(?<![A-Za-z0-9_\u00c0-\u04ff^])(?<![A-Za-z0-9]\.)"
+# The last number of a text stands at its end; looking for it costs microseconds a character.
+_MAX_PROSE_LENGTH = 20_000  # characters
+# Digits in a name (x2, H2O), an exponent, an index or a footnote are no number of the text.
+_OUTSIDE_NAMES = r"(?<![A-Za-z0-9_\u00c0-\u04ff^])(?<![A-Za-z0-9]\.)(?<![\w.)]\[)"
 _DIGITS = r"[0-9]+(?:\.[0-9]+)?"
 _ARGUMENT = r"\{(?:[^{}]|\{[^{}]{0,40}\}){0,40}\}"
 _ROOT = (
@@ -33,7 +35,9 @@ _WHOLES = "|".join(
 _CURRENCY = r"(?:(?:US)?\\?[$\u20ac\u00a3\u00a5\u20b9] ?)"
 # A bullet of a list is no sign, so only here may a blank follow.
 _SPACED_MINUS = r"(?:(?<=[=$({])|(?<== ))-(?= )"
-_SIGN = rf"(?:(?P<sign>(?<![A-Za-z0-9_\u00c0-\u04ff)\]}}])[-+](?! )|{_SPACED_MINUS}) ?{_CURRENCY}?)"
+_SIGN = (
+    rf"(?:(?P<sign>(?<![A-Za-z0-9_\u00c0-\u04ff)\]}}%])[-+](?! )|{_SPACED_MINUS}) ?{_CURRENCY}?)"
+)
 _NUMBER = re.compile(
     r"(?=[-+0-9.\\^_\u00bc-\u00be\u2150-\u215e\u221a\u03c0])"
     rf"(?:[\^_]\{{[^{{}}]{{0,40}}\}}"
@@ -51,7 +55,8 @@ _HEADING = re.compile(r"[.):]\s*[^\W\d]")
 def last_number(text: str) -> str:
     r"""Return the number that `text` gives, in its spelling, without currency and unit; or "".
 
-    That is the number in its boxes, else behind its last `####`, else its last one. What is no
+    That is the number in its boxes, else behind its last `####`, else the last one of its last
+    20,000 characters. What is no
     rational number is returned whole where it shows (`2\sqrt{3}`, `12:00`, `4210_5`, `3,14`).
     """
     boxed = [number for box in boxed_answers(text) if (number := _boxed_number(box))]
@@ -76,7 +81,7 @@ def _marked_number(text: str) -> str:
 
 
 def _last_in_prose(text: str) -> str:
-    for line in reversed(text.splitlines()):
+    for line in reversed(text[-_MAX_PROSE_LENGTH:].splitlines()):
         *_, number = ["", *_numbers(line)]
         if number:
             return number

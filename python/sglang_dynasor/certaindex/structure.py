@@ -12,11 +12,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from sglang_dynasor.certaindex.brackets import closes_last, split
-from sglang_dynasor.certaindex.evaluation import values, written
-from sglang_dynasor.certaindex.formula import WORD_FUNCTIONS, Symbol, Unclear, symbols
+from sglang_dynasor.certaindex.evaluation import text_of, written
+from sglang_dynasor.certaindex.formula import Symbol, Unclear, symbols
 from sglang_dynasor.certaindex.numbers import exact_number
 from sglang_dynasor.certaindex.parser import parse_formula
-from sglang_dynasor.certaindex.relation import Side, infinity, related
+from sglang_dynasor.certaindex.quantity import quantity
+from sglang_dynasor.certaindex.relation import Side, all_but, infinity, related
 
 _MAX_DEPTH = 4
 _SEPARATOR = re.compile(r" ?[,;]? ?(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]) ?| ?[,;] ?")
@@ -32,9 +33,10 @@ _MATRIX = re.compile(r"\\begin ?\{([bp]?matrix)\}(.*)\\end ?\{\1\}")
 _BASED = re.compile(r"\(?([0-9]+)\)? ?_ ?(?:\{ ?([0-9]{1,2}) ?\}|([0-9]))")
 _EITHER_SIGN = re.compile(r"\\(pm|mp)(?![A-Za-z]) ?")
 _NAMES = re.compile(r"[A-Za-z]'?\([A-Za-z]\)|\([A-Za-z](?:,[A-Za-z])+\)")
-_WORD = re.compile(r"(?<![\\A-Za-z_{])[A-Za-z]{2,}")
-_UNIT = re.compile(r"[A-Za-z](?:[A-Za-z0-9 .,/^*()°-]|\\cdot ?)*")
-_UNIT_EXPONENT = re.compile(r"\^ ?\{ ?(-?[0-9]) ?\}")
+_REAL = re.compile(r"\\mathbb\{R\}(?: ?(?:\\setminus|\\backslash|-) ?\\?\{ ?(.+?) ?\\?\})?")
+_BUILDER = re.compile(
+    r"\\?\{ ?([A-Za-z]) ?(?:\\in ?\\mathbb\{R\})? ?(?:\||:|\\mid(?![A-Za-z])) ?(.+?) ?\\?\}"
+)
 _THOUSANDS = re.compile(r"[0-9],[0-9]{3}(?![0-9])")
 _LEADING_ZERO = re.compile(r"(?<![0-9.])0[0-9]")
 # 2 \times 3 may be a size, 3-5 a range, 1/2/20 a date.
@@ -68,9 +70,29 @@ def meaning(text: str) -> Meaning:
         return _single(written(number) + "%" * text.endswith("%"))
     if len(split(_THOUSANDS, text)[0]) > 1:
         return _with_thousands(text)
+    builder = _BUILDER.fullmatch(text)
+    if builder is not None:
+        return _built(*builder.groups())
     parts, separators = split(_SEPARATOR, text)
+    if len(parts) > 1 and _is_sequence(parts):
+        raise Unclear("letters that may be in order")
     statements = [_statement(part) for part in parts]
     return statements[0] if len(statements) == 1 else _joined(statements, separators)
+
+
+def _is_sequence(parts: list[str]) -> bool:
+    """Say whether letters may be in order, as true and false and the tosses of a coin are."""
+    letters = set(parts)
+    if not all(len(letter) == 1 and letter.isalpha() for letter in letters):
+        return False
+    return letters <= set("FHT") or len(letters) < len(parts)
+
+
+def _built(name: str, condition: str) -> Meaning:
+    found = meaning(condition)
+    if not found.is_range or found.name != name:
+        raise Unclear("a set whose condition is no range of its unknown")
+    return found
 
 
 def _single(text: str, name: str | None = None) -> Meaning:
@@ -92,7 +114,7 @@ def _with_thousands(text: str) -> Meaning:
     number = exact_number(right.strip())
     name = _name(left.strip()) if equals else None
     if name is None or number is None:
-        return _quantity(text)
+        return _single(quantity(text))
     return _single(written(number), name)
 
 
@@ -145,8 +167,8 @@ def _equation(sides: list[Side]) -> Meaning:
     for side, other in (sides, sides[::-1]):
         if side.name is not None and side.name not in _symbols(other.text):
             return replace(_value(other.text), name=side.name)
-    ranges, _ = related(sides, ["="])
-    return _single(ranges[0])
+    ranges, name = related(sides, ["="])
+    return _single(ranges[0], name)
 
 
 def _symbols(text: str) -> frozenset[str]:
@@ -231,6 +253,9 @@ def _texts(separator: re.Pattern[str], text: str, depth: int) -> list[str]:
 def _special(text: str) -> str:
     if text == r"\emptyset":
         return "set{}"
+    real = _REAL.fullmatch(text)
+    if real is not None:
+        return _many("union", all_but(real[1])) if real[1] else "(-inf;inf)"
     based = _BASED.fullmatch(text)
     if based is not None:
         digits, base = based[1], int(based[2] or based[3])
@@ -253,22 +278,6 @@ def _number(text: str) -> str:
     if number is not None:
         return written(number)
     try:
-        texts = [written(value) for value in values(parse_formula(text))]
+        return text_of(parse_formula(text))
     except Unclear:
-        return _quantity(text).text
-    return texts[0] if len(set(texts)) == 1 else "&".join(texts)
-
-
-def _quantity(text: str) -> Meaning:
-    """A constant with a unit, which is compared as text."""
-    for word in _WORD.finditer(text):
-        if word[0] in WORD_FUNCTIONS:
-            continue
-        number, unit = text[: word.start()].strip(), text[word.start() :]
-        unit = _UNIT_EXPONENT.sub(r"^\1", unit)
-        exact = exact_number(number)
-        formula = parse_formula(number) if exact is None else exact
-        if symbols(formula) or not _UNIT.fullmatch(unit):
-            raise Unclear("no unit behind a constant")
-        return _single(f"{written(*values(formula))} {unit}")
-    raise Unclear("neither formula nor quantity")
+        return quantity(text)

@@ -58,6 +58,8 @@ def test_a_box_without_braces_holds_what_comes_next(text: str, answer: str) -> N
         r"\boxed{ }",
         r"\boxed{...}",
         r"\boxed{\ldots}",
+        r"Write it as \boxed{your answer}",
+        r"Write it as \boxed{\text{Answer}}",
     ],
 )
 def test_a_mention_of_the_command_is_no_box(text: str) -> None:
@@ -91,6 +93,7 @@ def test_a_box_that_was_cut_off_is_none(text: str, answer: str) -> None:
         (r"One root is \boxed{2} while the second root is \boxed{9}.", "2, 9"),
         ("$$\\boxed{2}$$\n$$\\boxed{9}$$", "2, 9"),
         ("(a) \\boxed{2}\n(b) \\boxed{9}", "2, 9"),
+        ("1. \\boxed{2}\n2. \\boxed{9}", "2, 9"),
         (r"First, a = \boxed{4}. The roots are \boxed{2} and \boxed{9}.", "2, 9"),
         (r"\boxed{2} \boxed{2}", "2"),
         (r"It seems to be \boxed{6}. Yes, \boxed{6}, as 6 is even.", "6"),

@@ -34,6 +34,7 @@ def test_the_last_closed_block_is_the_code(text: str, code: str) -> None:
         ("```\na\n````", "a"),
         ("````\na\n```\nb\n````", "a\n```\nb"),
         ("````md\n```py\na\n```\n````", "```py\na\n```"),
+        ('```py\na = """\n``` no fence\n"""\n```', 'a = """\n``` no fence\n"""'),
     ],
 )
 def test_a_block_ends_at_a_fence_of_its_kind_that_is_as_long(text: str, code: str) -> None:

@@ -396,6 +396,7 @@ def test_several_event_loops_share_the_workers(fakes: MathEquality) -> None:
     async def ask_all() -> list[Verdict]:
         return await asyncio.gather(*[fakes.verdict_async(f"answer {n}") for n in range(20)])
 
+    both_ready(fakes)
     with ThreadPoolExecutor(3) as pool:
         found = list(pool.map(lambda _: asyncio.run(ask_all()), range(3)))
     assert found == [[Verdict(Fingerprint(str(n))) for n in range(20)]] * 3
