@@ -23,6 +23,7 @@ from hypothesis.stateful import (
 
 from sglang_dynasor.allocation.demand import Demand
 from sglang_dynasor.scheduling import POLICY_KEYS, Load, ProgramKey, ProgramScheduler
+from sglang_dynasor.scheduling.program_entry import CLIENT, ProgramEntry
 from support.slot_engine import FakeRequest
 
 KEYS = [ProgramKey(tenant, name) for tenant in ("", "t") for name in ("p", "q")]
@@ -59,17 +60,18 @@ class End:
     tokens: dict[str, int] = field(default_factory=dict)
 
 
-def requests_kept_by(programs: ProgramScheduler) -> list[Tracked]:
-    """Every request that can still be reached."""
+def kept_by(programs: ProgramScheduler) -> tuple[list[Tracked], list[ProgramEntry]]:
+    """Every request and entry that can still be reached."""
     seen: dict[int, object] = {}
     unvisited: list[object] = [programs]
     while unvisited:
         found = unvisited.pop()
-        if id(found) in seen or isinstance(found, (type, ModuleType, FunctionType)):
+        if id(found) in seen or isinstance(found, (type, ModuleType, FunctionType, str, int)):
             continue
         seen[id(found)] = found
         unvisited += gc.get_referents(found)
-    return [found for found in seen.values() if isinstance(found, Tracked)]
+    requests = [found for found in seen.values() if isinstance(found, Tracked)]
+    return requests, [found for found in seen.values() if isinstance(found, ProgramEntry)]
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -149,8 +151,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.expected_answers.append(end)
 
     @precondition(lambda self: not self.paused)
-    @rule(places=st.integers(0, 4), kv_tokens=st.sampled_from([0, 10_000]))
-    def admission_pass(self, places: int, kv_tokens: int) -> None:
+    @rule(places=st.integers(0, 4), is_full=st.booleans(), kv_tokens=st.sampled_from([0, 10_000]))
+    def admission_pass(self, places: int, is_full: bool, kv_tokens: int) -> None:
         before = list(self.queue)
         ordered = self.programs.order(self.queue)
         assert sorted(map(id, self.queue)) == sorted(map(id, before))
@@ -169,7 +171,6 @@ class SchedulerMachine(RuleBasedStateMachine):
             request.state = "running"
         running = [request for request in self.live if request.state == "running"]
         self.programs.admitted(running)
-        is_full = bool(self.queue) and len(admitted) == places
         self.follow(Load(len(running), len(self.queue), is_full, kv_tokens))
 
     def follow(self, load: Load) -> None:
@@ -376,6 +377,17 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert (request in entry.leaving) == request.cancelled
             assert (entry.waiting_since is None) == (not entry.waiting)
 
+    @invariant()
+    def nothing_is_kept_of_what_has_gone(self) -> None:
+        """But clients' programs, in case they come back."""
+        if not hasattr(self, "programs"):
+            return
+        requests, entries = kept_by(self.programs)
+        assert set(requests) <= set(self.live)
+        gone = [entry for entry in entries if not entry.requests and not entry.open]
+        assert len(gone) <= len(KEYS)
+        assert all(entry.kind == CLIENT and not entry.ended for entry in gone)
+
     def teardown(self) -> None:
         """Everything goes its way; nothing of it is kept."""
         if not hasattr(self, "programs"):
@@ -388,7 +400,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert len(self.programs.table) == self.programs.table.num_requests == 0
         assert self.programs.offered == 0 and not self.programs.orders
         assert self.programs.after_pass(Load(0, 0)).draws == []
-        assert requests_kept_by(self.programs) == []
+        assert kept_by(self.programs)[0] == []
 
 
 SchedulerMachine.TestCase.settings = settings(
