@@ -41,7 +41,6 @@ class Tracked(FakeRequest):
     key: ProgramKey | None = None
     state: str = "compiling"  # then waiting, running
     turn: int = 0
-    is_prefilled: bool = False
 
 
 @dataclass
@@ -91,7 +90,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.open: dict[ProgramKey, Program] = {}
         self.ends: list[End] = []
         self.expected_answers: list[End] = []
-        self.cached: dict[ProgramKey, list[int]] = {}
+        self.first: dict[ProgramKey, Tracked | None] = {}
         self.paused = False
         self.counter = 0
 
@@ -125,6 +124,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.programs.queued(request)
         request.state, request.turn = "waiting", self.number()
         self.queue.append(request)
+        self.choose_first(request.key)
 
     @precondition(lambda self: any(request.state == "compiling" for request in self.live))
     @rule()
@@ -229,21 +229,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         for request in running:
             what = data.draw(st.sampled_from(["chunk", "token", "end"]))
             if request.cancelled or what == "end":
-                if request.key is not None and not request.cancelled:
-                    self.prefill(request)
                 self.leave(request)
                 self.shown_again.append(request)
                 self.programs.finished(request, completed=not request.cancelled)
             elif what == "token":
                 request.output_ids.append(7)
-                self.prefill(request)
                 self.programs.prefilled(request)
         for request in again:
             self.programs.finished(request, completed=True)
-
-    def prefill(self, request: Tracked) -> None:
-        if request.key is not None and len(request.origin_input_ids) >= HOLD_TOKENS:
-            request.is_prefilled = True
 
     @precondition(lambda self: any(request.state == "running" for request in self.live))
     @rule(data=st.data())
@@ -291,6 +284,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.programs.end(key, end.message_id, self.paused) == requests
         self.cancel(requests)
 
+    @precondition(lambda self: not self.paused)
+    @rule()
+    def end_every_program(self) -> None:
+        """Plain requests stay."""
+        for key in KEYS:
+            self.end(key)
+        for request in [request for request in self.live if request.key is not None]:
+            self.leave(request)
+            self.programs.finished(request, completed=False)
+        assert not self.programs
+
     @rule()
     def abort_everything(self) -> None:
         self.programs.withdraw_offers()
@@ -322,18 +326,28 @@ class SchedulerMachine(RuleBasedStateMachine):
         return {request.key for request in self.live if request.key is not None} | set(self.open)
 
     def held(self) -> set[Tracked]:
-        """Recomputed from the table's own notion of what begins alike, the states from here."""
+        """Those that wait for the first of their kind; what begins alike the table has noted."""
         held: set[Tracked] = set()
         for key in KEYS:
             entry = self.programs.table.find(key)
-            if entry is None or entry.prompt_cached or len(entry.alike) < 2:
+            if entry is None or entry.prompt_cached:
                 continue
             alike = [request for request in self.of(key) if request in entry.alike]
             waiting = [request for request in alike if request.state == "waiting"]
-            waiting.sort(key=lambda request: request.turn)
-            goes = not any(request.state == "running" for request in alike)
-            held.update(waiting[1:] if goes else waiting)
+            held.update(request for request in waiting if request is not self.first.get(key))
         return held
+
+    def choose_first(self, key: ProgramKey | None) -> None:
+        """Told of whenever one of a program's requests has come, gone or been prefilled."""
+        entry = self.programs.table.find(key) if key is not None else None
+        if entry is None or key is None:
+            return
+        first = self.first.get(key)
+        if first not in self.live or first not in entry.alike or entry.prompt_cached:
+            waiting = [request for request in self.of(key) if request in entry.alike]
+            waiting = [request for request in waiting if request.state == "waiting"]
+            waiting.sort(key=lambda request: request.turn)
+            self.first[key] = waiting[0] if waiting and not entry.prompt_cached else None
 
     def check_order(self) -> None:
         """Late requests are last; those of a program stand together, first come first."""
