@@ -79,8 +79,8 @@ ATTRIBUTES = {
     "sglang.srt.managers.scheduler.Scheduler": (
         *("waiting_queue", "chunked_req", "_pending_chunked_abort_req", "grammar_manager"),
         *("tree_cache", "token_to_kv_pool_allocator", "_request_dispatcher"),
-        *("tp_worker", "output_streamer", "policy", "schedule_policy", "max_running_requests"),
-        *("page_size", "_engine_paused"),
+        *("tp_worker", "output_streamer", "policy", "schedule_policy", "page_size"),
+        "_engine_paused",
     ),
     "sglang.srt.constrained.grammar_manager.GrammarManager": ("grammar_queue",),
     "sglang.srt.managers.tokenizer_manager.TokenizerManager": (
