@@ -141,17 +141,11 @@ def _program(source: Shuffles, seed: int) -> _Program:
 
 
 def _detect(orders: Sequence[Sequence[_Program]], step: int) -> DetectStep:
-    stopped = [
-        p.certaindex(step) >= STATIC.threshold
-        for order in orders
-        for p in order
-    ]
+    stopped = [p.certaindex(step) >= STATIC.threshold for order in orders for p in order]
     solved = [[p for p in order if p.needed is not None] for order in orders]
     oracle = [[p.needed for p in order] for order in solved]
     # Few steps go with high certainty and with short answers: one sign must be turned.
-    uncertainty = [
-        [-p.certaindex(step) for p in order] for order in solved
-    ]
+    uncertainty = [[-p.certaindex(step) for p in order] for order in solved]
     length = [[sum(s.n_tokens for s in p.samples[:step]) / step for p in order] for order in solved]
     return DetectStep(
         step=step,
