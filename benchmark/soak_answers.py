@@ -18,6 +18,7 @@ DIGITS = {"A": "1234", "B": "56789"}
 ABORT_LIMIT_S = 10.0  # an abort that took hold is answered by then
 DEADLINE_SLACK_S = 10.0
 ABORTED = ("abort", "aborted")
+TOKENS = ("prompt", "branch", "cancelled", "probe", "idle")
 _OPENING = re.compile(r"(\d\d)\+(\d\d)=")
 
 
@@ -97,12 +98,14 @@ class Verdicts:
         for branch in report.get("branch_details", []):
             if is_of_other_tenant(call.tenant, branch["text"]):
                 self.wrong_tenant.append(f"{call.what}: {call.tenant} has {branch['text'][:60]!r}")
-        branches = report.get("branches")
-        if branches is None:
+        branches, tokens = report.get("branches"), report.get("tokens")
+        if branches is None or tokens is None:
             return
         ends = branches["finished"] + branches["cancelled"] + branches.get("failed", 0)
         if branches["started"] != ends:
             self.faults.append(f"{call.what}: branches do not add up: {branches}")
+        if tokens["total"] != sum(tokens[kind] for kind in TOKENS):
+            self.faults.append(f"{call.what}: tokens do not add up: {tokens}")
 
     def _judge_times(self, call: Call, outputs: list[Output], started: float, now: float) -> None:
         late = call.aborted_at is not None and now - call.aborted_at > ABORT_LIMIT_S

@@ -27,7 +27,6 @@ RECORD = Path(__file__).resolve().parents[1] / "test" / "integration" / "upstrea
 
 CALLED = (
     "sglang.srt.managers.scheduler.Scheduler.collect_inflight_reqs",
-    "sglang.srt.managers.scheduler.Scheduler.is_fully_idle",
     "sglang.srt.model_executor.model_runner.ModelRunner.sampling_observer",
     "sglang.srt.model_executor.model_runner.ModelRunner.supports_sampling_observer",
     "sglang.srt.sampling.sampling_observer.SamplingObserver.is_active",
@@ -40,7 +39,7 @@ CALLED = (
     "sglang.srt.managers.scheduler.Scheduler.send_control_output",
     "sglang.srt.managers.scheduler.run_scheduler_process",
     "sglang.srt.managers.schedule_batch.Req.finished",
-    "sglang.srt.managers.schedule_batch.Req.set_finish_with_abort",
+    "sglang.srt.managers.schedule_batch.ScheduleBatch.batch_size",
     "sglang.srt.managers.schedule_batch.FINISH_ABORT.__init__",
     "sglang.srt.managers.io_struct.GenerateReqInput.normalize_batch_and_arguments",
     "sglang.srt.managers.io_struct.GenerateReqInput.contains_mm_input",
@@ -62,6 +61,9 @@ FIELDS = {
         *("is_all_greedy", "logit_bias", "has_custom_logit_processor", "has_watermark_candidates"),
     ),
     "sglang.srt.managers.io_struct.AbortReq": ("rid", "finished_reason"),
+    "sglang.srt.managers.schedule_batch.ScheduleBatch": (
+        *("reqs", "forward_mode", "extend_num_tokens", "batch_is_full"),
+    ),
     "sglang.srt.managers.io_struct.GetInternalStateReqOutput": ("internal_state",),
     "sglang.srt.managers.io_struct.TokenizedGenerateReqInput": ("rid", "sampling_params"),
     "sglang.srt.managers.io_struct.GenerateReqInput": (
@@ -77,8 +79,10 @@ ATTRIBUTES = {
     "sglang.srt.managers.scheduler.Scheduler": (
         *("waiting_queue", "chunked_req", "_pending_chunked_abort_req", "grammar_manager"),
         *("tree_cache", "token_to_kv_pool_allocator", "_request_dispatcher"),
-        *("tp_worker", "output_streamer"),
+        *("tp_worker", "output_streamer", "policy", "schedule_policy", "page_size"),
+        "_engine_paused",
     ),
+    "sglang.srt.constrained.grammar_manager.GrammarManager": ("grammar_queue",),
     "sglang.srt.managers.tokenizer_manager.TokenizerManager": (
         *("rid_to_state", "_result_dispatcher", "tokenizer", "incremental_streaming_output"),
     ),
@@ -87,8 +91,8 @@ ATTRIBUTES = {
     ),
     "sglang.srt.managers.schedule_batch.Req": (
         *("rid", "output_ids", "origin_input_ids", "grammar", "kv", "to_finish"),
-        "finished_reason",
-        "skip_radix_cache_insert",
+        *("finished_reason", "skip_radix_cache_insert", "discard_output_reason"),
+        "sampling_params",
     ),
 }
 

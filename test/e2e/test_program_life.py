@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -172,6 +173,21 @@ def test_plain_requests_go_on_beside_a_program(server_url: str) -> None:
         replies = [post(server_url, "/v1/chat/completions") for _ in range(3)]
         assert [reply.status_code for reply in replies] == [200] * 3
         assert all("sglext" not in reply.json() for reply in replies)
+        assert not call.done()
+
+
+def test_a_program_the_scheduler_refuses_is_answered_at_once_on_a_busy_engine(
+    server_url: str,
+) -> None:
+    """Upstream refuses such a request through its output stream, past the queue."""
+    fields = {"algorithm": "self_consistency", "program_id": "refused"}
+    with running(server_url, "busy") as call:
+        started = time.perf_counter()
+        reply = post(server_url, "/generate", return_sampling_mask=True, dynasor=fields)
+        assert reply.status_code == 400, reply.text
+        assert "sampling" in reply.text
+        assert time.perf_counter() - started < 5
+        assert server_state(server_url)["requests"] == BRANCHES
         assert not call.done()
 
 

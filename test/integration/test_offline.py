@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -138,11 +141,69 @@ def test_a_streamed_program_is_refused(engine: DynasorEngine) -> None:
         list(engine.generate("1+1", program=RUN, stream=True))
 
 
-def test_sampling_params_by_position_are_refused_together_with_a_program(
+def test_sampling_params_may_come_by_position_as_upstream_takes_them(
     engine: DynasorEngine,
 ) -> None:
-    with pytest.raises(ValueError, match="sampling_params"):
-        engine.generate("1+1", {"temperature": 1.0}, program=RUN)
+    by_name = engine.generate("1+1", sampling_params={**PARAMS, "sampling_seed": 3}, program=RUN)
+    by_place = engine.generate("1+1", {**PARAMS, "sampling_seed": 3}, program=RUN)
+    assert by_place["text"] == by_name["text"]
+
+
+def test_an_ordinary_request_in_a_batch_has_its_text_and_its_counts(engine: DynasorEngine) -> None:
+    plain = Program(prompt="12+34", sampling_params={"max_new_tokens": 8}, dynasor={})
+    (result,) = engine.run_batch([plain])
+    assert (result.stop_reason, result.completion_tokens) == ("completed", 8)
+    alone = engine.generate("12+34", sampling_params={"max_new_tokens": 8, "temperature": 0})
+    assert len(result.text) == len(alone["text"])
+
+
+@pytest.mark.parametrize("total", [600, 1200])
+def test_a_batch_keeps_to_its_total_of_tokens(engine: DynasorEngine, total: int) -> None:
+    fields = {"max_branches": 16, "min_branches": 3}
+    programs = [chat(problem, **fields) for problem in ("1+1", "57+68+79+11", "48+95+67", "2+2")]
+    results = engine.run_batch(programs, total_tokens=total)
+    assert [result.error for result in results] == [None] * 4
+    spent = [result.completion_tokens for result in results]
+    assert sum(spent) <= total
+    assert max(spent) > total // 4  # what the easy ones saved went to a hard one
+    settled_pool(engine)
+
+
+def test_an_interrupt_ends_the_programs_of_a_batch_and_leaves_the_engine_free(
+    engine: DynasorEngine,
+) -> None:
+    endless = {**PARAMS, "max_new_tokens": 400, "ignore_eos": True}
+    programs = [
+        Program(prompt="12+34", sampling_params=endless, dynasor={**RUN, "grants": "6"})
+        for _ in range(8)
+    ]
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    timer = threading.Timer(0.5, lambda: os.kill(os.getpid(), signal.SIGINT))
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            engine.run_batch(programs)
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGINT, before)
+    settled_pool(engine)
+    assert engine.run(chat("12+34")).report["seconds"] < 5
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"input_ids": [24, 999_999]},
+        {"input_ids": [[24], [25, -1]]},
+        {"prompt": "1+1", "return_logprob": True, "top_logprobs_num": 200},
+        {"prompt": "1+1", "session_id": 5},
+        {"prompt": ["1+1", "2+2"], "sampling_params": [{}, {"top_k": 2**40}]},
+    ],
+)
+def test_no_offline_request_ends_the_engine(engine: DynasorEngine, given: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"prompt|logprobs|session_id|top_k"):
+        engine.generate(**given)
+    assert engine.generate("1+1", sampling_params={"max_new_tokens": 2})["text"]
 
 
 def test_bad_sampling_parameters_end_the_program_with_upstreams_message(

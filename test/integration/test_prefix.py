@@ -22,8 +22,8 @@ SHORT = "12+34"
 
 
 @contextmanager
-def recorded_branches(engine: DynasorEngine) -> Iterator[list[dict[str, Any]]]:
-    """The last output of every branch that finishes inside the block."""
+def recorded_nodes(engine: DynasorEngine) -> Iterator[list[dict[str, Any]]]:
+    """The last output of every node that finishes inside the block."""
     manager = engine.tokenizer_manager
     generate_node = type(manager).generate_node
     outputs: list[dict[str, Any]] = []
@@ -42,7 +42,7 @@ def recorded_branches(engine: DynasorEngine) -> Iterator[list[dict[str, Any]]]:
 
 def run_branches(engine: DynasorEngine, prompt: str, branches: int) -> list[int]:
     """Cached prompt tokens of each branch of one program, in finishing order."""
-    with recorded_branches(engine) as outputs:
+    with recorded_nodes(engine) as outputs:
         result = engine.run(
             Program(
                 prompt=prompt,
@@ -91,7 +91,7 @@ def test_programs_with_different_prompts_do_not_wait_for_each_other(
         )
         for index in range(4)
     ]
-    with recorded_branches(engine) as outputs:
+    with recorded_nodes(engine) as outputs:
         results = engine.run_batch(programs)
     assert [result.error for result in results] == [None] * 4
     cached = [output["meta_info"]["cached_tokens"] for output in outputs]

@@ -37,6 +37,7 @@ RULES = {
     "hopeless",
     "decided",
     "dynasor",
+    "dynasor_offers",
 }
 
 

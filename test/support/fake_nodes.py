@@ -65,14 +65,14 @@ class FakeNodes:
         self.started.append(node)
         self.starts.append(start)
         self.running.add(node)
-        self._started_at[node] = _now()
+        begun = self._started_at[node] = round(_now(), 3)
         stop = self._stops[node] = asyncio.Event()
         length = sample.n_tokens
         if start.max_tokens is not None:
             length = min(length, start.max_tokens)
         try:
             # Equal lengths end in the order of their start, not in that of the loop's timers.
-            async with asyncio.timeout(length + 1e-6 * len(self.started)):
+            async with asyncio.timeout_at(begun + length + 1e-6 * len(self.started)):
                 await stop.wait()
         except TimeoutError:
             return self._ended(sample, length)

@@ -7,12 +7,14 @@ knows its bar. Here all questions of one profile share it: a new program waits f
 from __future__ import annotations
 
 import math
+from bisect import insort
 from collections import Counter
 from collections.abc import Callable
 
 BAR_MIN_BRANCHES = 16
 _STEPS_PER_NAT = 256
 _SHARE_DIGITS = 9
+_SHARE_ERROR = 0.5 * 10**-_SHARE_DIGITS
 
 
 class ConfidenceBar:
@@ -31,6 +33,7 @@ class ConfidenceBar:
         self._branches = 0
         self._seen: Counter[int] = Counter()
         self._pruned: Counter[int] = Counter()
+        self._steps: list[int] = []  # of either, ascending
 
     def add(self, lowest_group: float) -> None:
         """Count a branch that ran to its end and had a full group, in nats.
@@ -54,15 +57,20 @@ class ConfidenceBar:
         if self._branches < max(BAR_MIN_BRANCHES, round(1 / keep_top, _SHARE_DIGITS)):
             return None
         below, not_above, step = 1.0, self._branches, 0
-        for step in sorted(self._seen.keys() | self._pruned.keys(), reverse=True):
-            below *= 1 - self._seen[step] / not_above
-            not_above -= self._seen[step] + self._pruned[step]
-            if round(1 - below, _SHARE_DIGITS) >= round(keep_top, _SHARE_DIGITS):
+        enough = 1 - keep_top + _SHARE_ERROR
+        for step in reversed(self._steps):
+            seen = self._seen.get(step, 0)
+            below *= 1 - seen / not_above
+            not_above -= seen + self._pruned.get(step, 0)
+            if below <= enough:
                 break
         return step / _STEPS_PER_NAT  # the lowest, where what is below it was all pruned
 
     def _count(self, counts: Counter[int], nats: float, rounding: Callable[[float], int]) -> None:
         if not math.isfinite(nats):
             raise ValueError(f"lowest_group must be finite, not {nats}")
-        counts[rounding(nats * _STEPS_PER_NAT)] += 1
+        step = rounding(nats * _STEPS_PER_NAT)
+        if step not in self._seen and step not in self._pruned:
+            insort(self._steps, step)
+        counts[step] += 1
         self._branches += 1

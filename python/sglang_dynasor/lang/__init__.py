@@ -2,7 +2,7 @@
 
     from sglang_dynasor import lang
 
-    @lang.function(max_branches=8, answer_format="number")
+    @lang.function(max_branches=8)
     def vote(s, question):
         s += question
         forks = s.fork(8)

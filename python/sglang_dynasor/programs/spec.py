@@ -133,7 +133,8 @@ def _named() -> Iterator[None]:
 def _refusal_of(name: str, algorithm: str) -> str:
     known = known_fields()
     if name in known:
-        return f"{name}: is a field of algorithm {', '.join(known[name])}, not of {algorithm}"
+        having = ", ".join(known[name])
+        return f"{name}: needs an algorithm that knows it: {having}, not {algorithm}"
     nearest = difflib.get_close_matches(str(name), known, _MAX_SUGGESTIONS)
     hint = f", did you mean {' or '.join(nearest)}?" if nearest else ""
     return f"{str(name)[:64]}: unknown field{hint}"

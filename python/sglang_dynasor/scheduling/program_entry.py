@@ -78,6 +78,7 @@ class ProgramEntry:
     # Of the holds.
     prompt_head: tuple[int, ...] = ()  # how its prompts begin, if they are long
     alike: set[Request] = field(default_factory=set)  # requests whose prompt begins like that
+    first: Request | None = None  # of these, the one that prefills it
     prompt_cached: bool = False  # one of them has been prefilled, so the others share its prompt
 
     @property

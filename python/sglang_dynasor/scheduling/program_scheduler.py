@@ -63,7 +63,6 @@ class ProgramScheduler:
         self._cancelled_again: dict[Request, None] = {}
         self._answers: list[EndedProgram] = []
         self._whole_queue: list[Request] = []  # of this pass, where some are held
-        self._held: set[Request] = set()
         self._ordered = False  # whether the queue stands in our order
 
     def __bool__(self) -> bool:
@@ -101,6 +100,7 @@ class ProgramScheduler:
         if entry is not None:
             if req in entry.leaving:
                 self._cancelled_again[req] = None
+            self._holds.wait(entry, req)
             self._update(entry)
 
     def prefilled(self, req: Request) -> None:
@@ -125,7 +125,7 @@ class ProgramScheduler:
         entry = self.table.leave(req)
         if entry is None:
             return
-        entry.alike.discard(req)
+        self._holds.leave(entry, req)
         self._cancelled_again.pop(req, None)
         for ended in [ended for ended in entry.ends if req in ended.draining]:
             ended.draining.discard(req)
@@ -208,20 +208,20 @@ class ProgramScheduler:
 
     def hold(self, queue: list[Any]) -> None:
         """Take out of `queue` the siblings that wait for a prefill, until `release`."""
-        self._held = self._holds.held()
-        if self._held:
+        held = self._holds.held
+        if held:
             self._whole_queue = list(queue)
-            queue[:] = [req for req in queue if req not in self._held]
+            queue[:] = [req for req in queue if req not in held]
 
     def release(self, queue: list[Any]) -> None:
         """Put the held siblings back into their places; what came meanwhile is last."""
-        if not self._held:
+        if not self._whole_queue:
             return
-        present = self._held.union(queue)
-        before = set(self._whole_queue)
+        whole, self._whole_queue = self._whole_queue, []
+        present = self._holds.held.union(queue)
+        before = set(whole)
         late = [req for req in queue if req not in before]
-        queue[:] = [req for req in self._whole_queue if req in present] + late
-        self._held, self._whole_queue = set(), []
+        queue[:] = [req for req in whole if req in present] + late
 
     def admitted(self, requests: Iterable[Request]) -> None:
         """Requests of this pass's batch; those that ran before change nothing."""
@@ -236,7 +236,7 @@ class ProgramScheduler:
 
     def after_pass(self, load: Load) -> Directives:
         """Decide what makes room, or fills it, after an admission pass."""
-        surplus = self._room.give_up(load, self._holds.held(), self.table.num_leaving)
+        surplus = self._room.give_up(load, self._holds.held, self.table.num_leaving)
         cancel = [*self._cancelled_again, *self._cancel(surplus)]
         self._cancelled_again.clear()
         draws = [] if load.waiting else self._offers.draw(self._places - load.running)
@@ -269,6 +269,4 @@ class ProgramScheduler:
                 self._order.update(entry)
             else:
                 self._order.clear()
-        if entry.key is not None:
-            self._holds.update(entry)
-            self._room.update(entry)
+        self._room.update(entry)

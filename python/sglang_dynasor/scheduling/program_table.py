@@ -71,7 +71,7 @@ class ProgramTable:
     def open(self, key: ProgramKey, kind: str, prompt_tokens: int) -> ProgramEntry:
         """Announce a program the engine runs; announced again it is the same program."""
         entry = self._entry(key, kind, prompt_tokens)
-        entry.open = True
+        entry.open, entry.kind, entry.prompt_tokens = True, kind, prompt_tokens
         return entry
 
     def arrive(self, req: Request, key: ProgramKey | None, expected: int = 0) -> ProgramEntry:

@@ -102,11 +102,15 @@ def test_only_a_full_queue_may_refuse_and_other_errors_of_the_server_are_no_answ
     assert found(judged(call_of(), 400, {})) == (0, 0, 1)
 
 
-def test_branches_that_do_not_add_up_and_a_report_of_another_program_are_faults() -> None:
-    wrong = {"started": 5, "finished": 2, "cancelled": 1}
-    assert found(judged(call_of(), payload=answer(branches=wrong))) == (0, 0, 1)
-    right = {**wrong, "failed": 2}
-    assert found(judged(call_of(), payload=answer(branches=right))) == (0, 0, 0)
+def test_branches_and_tokens_that_do_not_add_up_and_a_report_of_another_program_are_faults() -> (
+    None
+):
+    three = {"started": 5, "finished": 2, "cancelled": 1}
+    five = {**three, "failed": 2}
+    tokens = {"prompt": 5, "branch": 20, "cancelled": 2, "probe": 0, "idle": 3, "total": 30}
+    for branches, total, faults in ((five, 30, 0), (three, 30, 1), (five, 31, 1)):
+        report = answer(branches=branches, tokens={**tokens, "total": total})
+        assert found(judged(call_of(), payload=report)) == (0, 0, faults)
     assert found(judged(call_of(), payload=answer(program_id="q"))) == (0, 0, 1)
 
 

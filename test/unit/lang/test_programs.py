@@ -23,7 +23,7 @@ def fork_and_join(s: Any, question: str) -> None:
     forks.join()
 
 
-vote = lang.function(fork_and_join, max_branches=3, answer_format="number")
+vote = lang.function(fork_and_join, max_branches=3, token_certainty=True)
 plain_vote = sgl.function(fork_and_join)
 
 
@@ -42,7 +42,7 @@ def test_a_run_is_one_program_with_its_forks(recorder: Any) -> None:
 def test_requests_carry_the_fields_of_the_function(recorder: Any, fields_of: Any) -> None:
     vote.run(question="12+34")
     fields = [fields_of(body) for body in recorder.generations]
-    assert [(f["max_branches"], f["answer_format"]) for f in fields] == [(3, "number")] * 3
+    assert [(f["max_branches"], f["token_certainty"]) for f in fields] == [(3, True)] * 3
 
 
 def test_two_runs_are_two_programs(recorder: Any) -> None:
@@ -112,7 +112,7 @@ def test_a_function_joins_the_scope_around_it(recorder: Any, fields_of: Any) -> 
     with lang.program(program_id="mine", max_branches=9):
         vote.run(question="12+34")
     fields = [fields_of(body) for body in recorder.generations]
-    assert fields == [{"program_id": "mine", "max_branches": 9, "answer_format": "number"}] * 3
+    assert fields == [{"program_id": "mine", "max_branches": 9, "token_certainty": True}] * 3
 
 
 @pytest.mark.parametrize("stream", [False, True])

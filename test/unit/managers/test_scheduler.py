@@ -39,7 +39,7 @@ class FakeReq:
     def __init__(self, rid: str, params: BranchParams | None = None) -> None:
         self.rid = rid
         custom = {"dynasor": params.to_custom_params()} if params else None
-        self.sampling_params = SimpleNamespace(custom_params=custom)
+        self.sampling_params = SimpleNamespace(custom_params=custom, stop_regex_strs=[])
         self.origin_input_ids = [1] * 8
         self.output_ids: list[int] = []
         self.kv = SimpleNamespace(holds_mamba=False)
@@ -106,6 +106,7 @@ def scheduler(monkeypatch: pytest.MonkeyPatch) -> FakeScheduler:
     scheduler.programs = ProgramScheduler("gang-sjf", speculative_places=8)
     scheduler.certainty = BranchCertainty()
     scheduler.certainty_observer = SimpleNamespace(active=False)  # type: ignore[assignment]
+    scheduler.tp_size = 1
     scheduler.waiting_queue = []
     scheduler.running_batch = batch()
     scheduler.chunked_req = None

@@ -171,7 +171,7 @@ def test_an_unknown_field_is_refused_with_the_nearest_known_ones(
 
 def test_a_field_of_another_algorithm_is_refused_naming_those_that_know_it() -> None:
     message, param = refused({"rule": "beta"})
-    assert message == "dynasor.rule: is a field of algorithm self_consistency, not of none"
+    assert message == "dynasor.rule: needs an algorithm that knows it: self_consistency, not none"
     assert param == "dynasor.rule"
 
 

@@ -107,6 +107,17 @@ def test_an_ended_program_has_no_offers_and_late_draws_do_not_linger() -> None:
     assert drawn(programs, 2) == {"b": 2}
 
 
+def test_a_program_that_begins_again_while_the_old_one_drains_has_its_own_draws() -> None:
+    programs = scheduler()
+    key = offer(programs, "a", (0.5, 0.4))
+    request = FakeRequest("old")
+    programs.arrived(request, key)
+    drawn(programs, 2)
+    programs.end(key, "m")
+    offer(programs, "a", (0.5, 0.4))
+    assert drawn(programs, 2) == {"a": 2}
+
+
 def test_an_abort_of_everything_withdraws_every_offer() -> None:
     programs = scheduler()
     for name in "abc":

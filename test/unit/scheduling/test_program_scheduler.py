@@ -23,6 +23,7 @@ from hypothesis.stateful import (
 
 from sglang_dynasor.allocation.demand import Demand
 from sglang_dynasor.scheduling import POLICY_KEYS, Load, ProgramKey, ProgramScheduler
+from sglang_dynasor.scheduling.program_entry import CLIENT, ProgramEntry
 from support.slot_engine import FakeRequest
 
 KEYS = [ProgramKey(tenant, name) for tenant in ("", "t") for name in ("p", "q")]
@@ -40,7 +41,6 @@ class Tracked(FakeRequest):
     key: ProgramKey | None = None
     state: str = "compiling"  # then waiting, running
     turn: int = 0
-    is_prefilled: bool = False
 
 
 @dataclass
@@ -59,17 +59,18 @@ class End:
     tokens: dict[str, int] = field(default_factory=dict)
 
 
-def requests_kept_by(programs: ProgramScheduler) -> list[Tracked]:
-    """Every request that can still be reached."""
+def kept_by(programs: ProgramScheduler) -> tuple[list[Tracked], list[ProgramEntry]]:
+    """Every request and entry that can still be reached."""
     seen: dict[int, object] = {}
     unvisited: list[object] = [programs]
     while unvisited:
         found = unvisited.pop()
-        if id(found) in seen or isinstance(found, (type, ModuleType, FunctionType)):
+        if id(found) in seen or isinstance(found, (type, ModuleType, FunctionType, str, int)):
             continue
         seen[id(found)] = found
         unvisited += gc.get_referents(found)
-    return [found for found in seen.values() if isinstance(found, Tracked)]
+    requests = [found for found in seen.values() if isinstance(found, Tracked)]
+    return requests, [found for found in seen.values() if isinstance(found, ProgramEntry)]
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -89,7 +90,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.open: dict[ProgramKey, Program] = {}
         self.ends: list[End] = []
         self.expected_answers: list[End] = []
-        self.cached: dict[ProgramKey, list[int]] = {}
+        self.first: dict[ProgramKey, Tracked | None] = {}
         self.paused = False
         self.counter = 0
 
@@ -123,6 +124,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.programs.queued(request)
         request.state, request.turn = "waiting", self.number()
         self.queue.append(request)
+        self.choose_first(request.key)
 
     @precondition(lambda self: any(request.state == "compiling" for request in self.live))
     @rule()
@@ -149,8 +151,8 @@ class SchedulerMachine(RuleBasedStateMachine):
                 self.expected_answers.append(end)
 
     @precondition(lambda self: not self.paused)
-    @rule(places=st.integers(0, 4), kv_tokens=st.sampled_from([0, 10_000]))
-    def admission_pass(self, places: int, kv_tokens: int) -> None:
+    @rule(places=st.integers(0, 4), is_full=st.booleans(), kv_tokens=st.sampled_from([0, 10_000]))
+    def admission_pass(self, places: int, is_full: bool, kv_tokens: int) -> None:
         before = list(self.queue)
         ordered = self.programs.order(self.queue)
         assert sorted(map(id, self.queue)) == sorted(map(id, before))
@@ -169,7 +171,6 @@ class SchedulerMachine(RuleBasedStateMachine):
             request.state = "running"
         running = [request for request in self.live if request.state == "running"]
         self.programs.admitted(running)
-        is_full = bool(self.queue) and len(admitted) == places
         self.follow(Load(len(running), len(self.queue), is_full, kv_tokens))
 
     def follow(self, load: Load) -> None:
@@ -228,21 +229,14 @@ class SchedulerMachine(RuleBasedStateMachine):
         for request in running:
             what = data.draw(st.sampled_from(["chunk", "token", "end"]))
             if request.cancelled or what == "end":
-                if request.key is not None and not request.cancelled:
-                    self.prefill(request)
                 self.leave(request)
                 self.shown_again.append(request)
                 self.programs.finished(request, completed=not request.cancelled)
             elif what == "token":
                 request.output_ids.append(7)
-                self.prefill(request)
                 self.programs.prefilled(request)
         for request in again:
             self.programs.finished(request, completed=True)
-
-    def prefill(self, request: Tracked) -> None:
-        if request.key is not None and len(request.origin_input_ids) >= HOLD_TOKENS:
-            request.is_prefilled = True
 
     @precondition(lambda self: any(request.state == "running" for request in self.live))
     @rule(data=st.data())
@@ -290,6 +284,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.programs.end(key, end.message_id, self.paused) == requests
         self.cancel(requests)
 
+    @precondition(lambda self: not self.paused)
+    @rule()
+    def end_every_program(self) -> None:
+        """Plain requests stay."""
+        for key in KEYS:
+            self.end(key)
+        for request in [request for request in self.live if request.key is not None]:
+            self.leave(request)
+            self.programs.finished(request, completed=False)
+        assert not self.programs
+
     @rule()
     def abort_everything(self) -> None:
         self.programs.withdraw_offers()
@@ -321,18 +326,28 @@ class SchedulerMachine(RuleBasedStateMachine):
         return {request.key for request in self.live if request.key is not None} | set(self.open)
 
     def held(self) -> set[Tracked]:
-        """Recomputed from the table's own notion of what begins alike, the states from here."""
+        """Those that wait for the first of their kind; what begins alike the table has noted."""
         held: set[Tracked] = set()
         for key in KEYS:
             entry = self.programs.table.find(key)
-            if entry is None or entry.prompt_cached or len(entry.alike) < 2:
+            if entry is None or entry.prompt_cached:
                 continue
             alike = [request for request in self.of(key) if request in entry.alike]
             waiting = [request for request in alike if request.state == "waiting"]
-            waiting.sort(key=lambda request: request.turn)
-            goes = not any(request.state == "running" for request in alike)
-            held.update(waiting[1:] if goes else waiting)
+            held.update(request for request in waiting if request is not self.first.get(key))
         return held
+
+    def choose_first(self, key: ProgramKey | None) -> None:
+        """Told of whenever one of a program's requests has come, gone or been prefilled."""
+        entry = self.programs.table.find(key) if key is not None else None
+        if entry is None or key is None:
+            return
+        first = self.first.get(key)
+        if first not in self.live or first not in entry.alike or entry.prompt_cached:
+            waiting = [request for request in self.of(key) if request in entry.alike]
+            waiting = [request for request in waiting if request.state == "waiting"]
+            waiting.sort(key=lambda request: request.turn)
+            self.first[key] = waiting[0] if waiting and not entry.prompt_cached else None
 
     def check_order(self) -> None:
         """Late requests are last; those of a program stand together, first come first."""
@@ -376,6 +391,17 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert (request in entry.leaving) == request.cancelled
             assert (entry.waiting_since is None) == (not entry.waiting)
 
+    @invariant()
+    def nothing_is_kept_of_what_has_gone(self) -> None:
+        """But clients' programs, in case they come back."""
+        if not hasattr(self, "programs"):
+            return
+        requests, entries = kept_by(self.programs)
+        assert set(requests) <= set(self.live)
+        gone = [entry for entry in entries if not entry.requests and not entry.open]
+        assert len(gone) <= len(KEYS)
+        assert all(entry.kind == CLIENT and not entry.ended for entry in gone)
+
     def teardown(self) -> None:
         """Everything goes its way; nothing of it is kept."""
         if not hasattr(self, "programs"):
@@ -388,10 +414,10 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert len(self.programs.table) == self.programs.table.num_requests == 0
         assert self.programs.offered == 0 and not self.programs.orders
         assert self.programs.after_pass(Load(0, 0)).draws == []
-        assert requests_kept_by(self.programs) == []
+        assert kept_by(self.programs)[0] == []
 
 
 SchedulerMachine.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None
+    max_examples=100, stateful_step_count=40, deadline=None
 )
 TestSchedulerAgreesWithTheReference = SchedulerMachine.TestCase
