@@ -10,8 +10,8 @@ what other processes take does not count. The last line is one JSON object; `wor
 all rules.
 
 Grouping is measured beside it, on boxed formulas, no two spelled alike: the CPU time of the event
-loop's thread from the branch's text to the key of its group, and a worker's time for a spelling that
-nobody has asked about before. Exit code 1 where a median misses its bar.
+loop's thread from the branch's text to the key of its group, and a worker's time for a spelling
+that nobody has asked about before. Exit code 1 where a median misses its bar.
 """
 
 from __future__ import annotations

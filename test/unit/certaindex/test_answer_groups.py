@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sglang_dynasor.offline.traces import read_traces
 from sglang_dynasor.certaindex import canonical_key
 from sglang_dynasor.certaindex.answer_groups import MAX_UNANSWERED, AnswerGroups
 from sglang_dynasor.certaindex.equality import MathEquality, Verdict
 from sglang_dynasor.certaindex.fingerprint import Fingerprint
+from sglang_dynasor.offline.traces import read_traces
 
 DATA = Path(__file__).parents[2] / "data"
 reproducible = settings(derandomize=True, deadline=None, max_examples=200)
