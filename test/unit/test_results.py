@@ -24,7 +24,8 @@ def test_every_command_names_a_script_or_module_that_exists() -> None:
 
 
 def test_the_page_names_every_benchmark_and_their_minutes_in_all() -> None:
-    table = dict(re.findall(r"^\| (`.*?`) \|.*\| (\d+) \|$", PAGE, re.MULTILINE))
+    contents = PAGE[: PAGE.index("\n## ")]
+    table = dict(re.findall(r"^\| (`.*?`) \|.*\| (\d+) \|$", contents, re.MULTILINE))
     named = {name for cell in table for name in re.findall(r"`(\w+)`", cell)}
     assert named == {benchmark.name for benchmark in BENCHMARKS}
     assert sum(map(int, table.values())) == sum(benchmark.minutes for benchmark in BENCHMARKS)
