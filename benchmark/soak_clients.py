@@ -55,6 +55,7 @@ class SoakClients:
             (self._batch, 1),
             (self._duplicate, 1),
             (self._malformed, 1),
+            (self._hostile, 1),
         ]
 
     @property
@@ -192,6 +193,17 @@ class SoakClients:
     async def _malformed(self) -> None:
         call = self._make.program("malformed", fields=self._rng.choice(MALFORMED))
         await self._refused(call)
+
+    async def _hostile(self) -> None:
+        """A request named as the beginning of other requests' ids, to end them with its own abort.
+
+        Upstream aborts by prefix; the nodes of programs have ids that begin with a slash.
+        """
+        call = self._make.request("hostile", rid="/")
+        task = asyncio.create_task(self._ask(call, also=400))
+        await asyncio.wait([task], timeout=self._patience())
+        await self._abort(call, "/")
+        await task
 
     # What an operator does.
 
