@@ -3,7 +3,7 @@ PYTHON ?= python3
 export PYTHON
 RUN = $$(tools/environment.sh)
 
-.PHONY: demo test test-slow lint bench gpu-check python
+.PHONY: demo test test-slow lint bench results gpu-check python
 
 demo: ## 60 problems on the real engine: 16 branches each against Certaindex deciding
 	@python=$(RUN) && $$python -m sglang_dynasor.cli demo
@@ -19,6 +19,9 @@ lint:
 
 bench: ## decode attention of the portable CPU platform against upstream's
 	@python=$(RUN) && $$python benchmark/attention.py
+
+results: ## every figure of docs/results.md, 3 hours; make results ONLY="demo soak" for these
+	@python=$(RUN) && $$python tools/results.py $(ONLY)
 
 gpu-check: ## make gpu-check MODEL=DIR: all that only a GPU can show, into gpu_check.json
 	@python=$(RUN) && $$python benchmark/gpu_check.py --model-path "$(MODEL)"

@@ -55,11 +55,11 @@ class SoakClients:
             (self._batch, 1),
             (self._duplicate, 1),
             (self._malformed, 1),
+            (self._hostile, 1),
         ]
 
     @property
     def programs(self) -> int:
-        """How many were sent."""
         return self._make.programs
 
     async def run(self) -> None:
@@ -140,6 +140,9 @@ class SoakClients:
             await self._abort(self._rng.choice(calls), program_id)
         await asyncio.gather(*tasks)
 
+    async def _batch(self) -> None:
+        await self._ask(self._make.batch("batch"))
+
     async def _plain(self) -> None:
         call = self._make.request("plain")
         task = asyncio.create_task(self._ask(call))
@@ -160,7 +163,7 @@ class SoakClients:
     async def _vanishing_stream(self) -> None:
         """A client of an own loop goes away before or between the chunks of its stream."""
         program_id = self._make.new_program()
-        call = self._make.request("vanishing_stream", None, program_id, stream=True)
+        call = self._make.request("vanishing_stream", program_id=program_id, stream=True)
         await self._hang_up(call, self._patience())
 
     async def _half_a_request(self) -> None:
@@ -176,9 +179,6 @@ class SoakClients:
         except OSError as error:
             self.verdicts.unanswered.append(f"half_a_request: {error}")
 
-    async def _batch(self) -> None:
-        await self._ask(self._make.batch("batch"))
-
     async def _duplicate(self) -> None:
         """The id of a program that runs is taken."""
         call = self._make.program("program", fields={"max_branches": 40, "mode": "shadow"})
@@ -192,6 +192,17 @@ class SoakClients:
     async def _malformed(self) -> None:
         call = self._make.program("malformed", fields=self._rng.choice(MALFORMED))
         await self._refused(call)
+
+    async def _hostile(self) -> None:
+        """A request named as the beginning of other requests' ids, to end them with its own abort.
+
+        Upstream aborts by prefix; the nodes of programs have ids that begin with a slash.
+        """
+        call = self._make.request("hostile", rid="/")
+        task = asyncio.create_task(self._ask(call, also=400))
+        await asyncio.wait([task], timeout=self._patience())
+        await self._abort(call, "/")
+        await task
 
     # What an operator does.
 
@@ -266,7 +277,6 @@ class SoakClients:
         self.verdicts.counts[call.what] += 1
 
     async def _abort(self, call: Call, target: str | None) -> None:
-        """End what `target` names, on behalf of the call's tenant."""
         self._note_abort(call.tenant, target)
         await self._operate("/abort_request", {"rid": target}, call.tenant)
         self._note_abort(call.tenant, target)  # those that came meanwhile

@@ -72,6 +72,7 @@ class Requests:
         tenant: str | None = None,
         program_id: str | None = None,
         stream: bool | None = None,
+        rid: str | None = None,
     ) -> Call:
         """An ordinary request, of a client's own program if there is an id."""
         tenant = tenant or self._rng.choice(TENANTS)
@@ -79,7 +80,7 @@ class Requests:
             "text": self._sum(tenant),
             "sampling_params": self._params(),
             "stream": self._rng.random() < 0.5 if stream is None else stream,
-            "rid": self._rid(),
+            "rid": rid or self._rid(),
         }
         if program_id is not None:
             measured = {"token_certainty": True} if self._rng.random() < 0.3 else {}

@@ -63,7 +63,7 @@ def test_an_openai_stream_ends_with_the_certainty_of_all_its_tokens(
     options = {"stream_options": {"include_usage": True}}
     *before, last, usage = streamed(server_url, route, **options, **MEASURED)
     assert (usage["choices"], "sglext" in usage) == ([], False)
-    assert last["choices"][0]["finish_reason"] == "length"
+    assert last["choices"][0]["finish_reason"] in ("stop", "length")
     assert_complete(last["sglext"]["dynasor"], usage["usage"]["completion_tokens"])
     assert not any("sglext" in event for event in before)
 

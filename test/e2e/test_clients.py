@@ -11,6 +11,7 @@ import pytest
 
 from support.openai_calls import RUN, ask, client_of, post, report_of
 
+OLLAMA = {"options": {"num_predict": 8}}  # by default more than the model's context
 PROBLEM = {"messages": [{"role": "user", "content": "12+34"}]}
 
 
@@ -57,15 +58,17 @@ def test_anthropics_refusal_names_the_field(server_url: str) -> None:
 @pytest.mark.parametrize(
     ("route", "body"),
     [
-        ("/v1/responses", {"model": "default", "input": "12+34", "max_output_tokens": 8}),
-        ("/api/chat", {"model": "default", **PROBLEM}),
-        ("/api/chat", {"model": "default", **PROBLEM, "stream": False}),
-        ("/api/generate", {"model": "default", "prompt": "12+34", "stream": False}),
+        ("/v1/responses", {"input": "12+34", "max_output_tokens": 8}),
+        ("/api/chat", {**PROBLEM, **OLLAMA}),
+        ("/api/chat", {**PROBLEM, **OLLAMA, "stream": False}),
+        ("/api/generate", {"prompt": "12+34", **OLLAMA, "stream": False}),
     ],
 )
 def test_routes_that_would_lose_the_report_refuse_and_serve_the_rest(
     server_url: str, route: str, body: dict[str, Any]
 ) -> None:
+    (served,) = httpx.get(f"{server_url}/v1/models").json()["data"]  # these routes look at it
+    body = {"model": served["id"], **body}
     refused = send(server_url, route, **body, dynasor=RUN)
     assert refused.status_code == 400
     assert "dynasor: " in refused.text

@@ -44,6 +44,7 @@ def test_every_sample_of_every_prompt_is_told_its_own_program(server_url: str) -
         ("/v1/completions", {"n": 2}, "n"),
         ("/v1/completions", {"prompt": ["1+1", "2+2"]}, "prompt"),
         ("/generate", {"rid": ["a", "b"]}, "rid"),
+        ("/generate", {"rid": "/"}, "rid"),
         ("/v1/completions", {"stream": True}, "stream"),
     ],
 )

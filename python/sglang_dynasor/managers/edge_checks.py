@@ -69,6 +69,7 @@ def check_tokenized(request: Any, vocab_size: int) -> None:
         _check_ids("stop_token_ids", list(params.stop_token_ids), vocab_size)
     if isinstance(request, TokenizedGenerateReqInput):
         _check_logprobs(request, vocab_size)
+        _check_pooled_places(request)
 
 
 def _check_types(request: Any) -> None:
@@ -100,15 +101,28 @@ def _check_logprobs(request: TokenizedGenerateReqInput, vocab_size: int) -> None
     top = request.top_logprobs_num
     if not 0 <= top <= vocab_size:
         raise RequestError(f"logprobs: at most {vocab_size} for a token, not {top}", "logprobs")
-    places = request.token_indices_to_pool
-    if places and not 0 <= min(places) <= max(places) < len(request.input_ids or ()):
-        raise RequestError(
-            "token_indices_to_pool: must be places in the prompt", "token_indices_to_pool"
-        )
     if request.return_logprob and request.logprob_start_len < -1:
         raise RequestError(
             f"logprob_start_len: must be at least -1, not {request.logprob_start_len}",
             "logprob_start_len",
+        )
+
+
+def _check_pooled_places(request: TokenizedGenerateReqInput) -> None:
+    """Places of the prompt are read as SGLang's own scoring asks for it: all of it is computed."""
+    places = request.token_indices_to_pool
+    if places is None:
+        return
+    scores = request.return_logprob and request.token_ids_logprob
+    if not (scores and request.logprob_start_len == request.sampling_params.max_new_tokens == 0):
+        raise RequestError(
+            "token_indices_to_pool: needs return_logprob, token_ids_logprob, logprob_start_len 0 "
+            "and max_new_tokens 0",
+            "token_indices_to_pool",
+        )
+    if not places or not 0 <= min(places) <= max(places) < len(request.input_ids or ()):
+        raise RequestError(
+            "token_indices_to_pool: must be places in the prompt", "token_indices_to_pool"
         )
 
 

@@ -30,7 +30,7 @@ from sglang_dynasor.managers.program_messages import (
     EndProgramReqInput,
     stop_reason_of,
 )
-from sglang_dynasor.managers.request_fields import with_carrier
+from sglang_dynasor.managers.request_fields import NODE_MARK, with_carrier
 from sglang_dynasor.programs.client import ClientGone, Generated, NodeError, ProgramAborted
 from sglang_dynasor.programs.protocol import Start
 from sglang_dynasor.scheduling import ProgramKey
@@ -104,9 +104,10 @@ class EngineNodes:
         self.unwanted: ClientGone | ProgramAborted | None = None
         self._engine = engine
         self._program = program
-        # The leading slash and the random part: no request id of a client's can be a prefix.
+        # The random part: a program id may be used again while old rows drain.
         instance = secrets.token_hex(4)
-        self._rid_prefix = f"/{program.key.tenant}/{program.key.program_id}::{instance}"
+        tenant, program_id = program.key
+        self._rid_prefix = f"{NODE_MARK}{tenant}/{program_id}::{instance}"
         self._inputs: dict[str, list[int]] = {}
         self._live: dict[str, Node] = {}  # by rid
         self._sent = 0

@@ -21,6 +21,7 @@ from sglang_dynasor.managers.program_messages import CARRIER, BranchParams
 from sglang_dynasor.programs.spec import ProgramSpec, ResolvedProgram
 
 DEFAULT_TENANT = ""
+NODE_MARK = "/"  # the first letter of the request ids of nodes, and of no other
 _SMALLEST_TEMPERATURE = 1e-6  # below it upstream takes the likeliest token
 
 
@@ -158,6 +159,17 @@ def with_carrier(sampling_params: dict[str, Any] | None, fields: dict[str, Any])
     params = sampling_params or {}
     custom = params.get("custom_params") or {}
     return {**params, "custom_params": {**custom, CARRIER: fields}}
+
+
+def check_request_ids(rids: Any) -> None:
+    """Raise RequestError for a client's request id that could be the beginning of a node's.
+
+    Upstream aborts every request whose id begins with the one that is aborted.
+    """
+    for rid in as_list(rids):
+        if isinstance(rid, str) and rid.startswith(NODE_MARK):
+            message = f"rid: must not begin with {NODE_MARK}, which marks branches of programs"
+            raise RequestError(message, "rid")
 
 
 def is_greedy(sampling_params: dict[str, Any]) -> bool:

@@ -34,6 +34,7 @@ from sglang_dynasor.managers.program_output import (
 from sglang_dynasor.managers.program_service import ProgramService
 from sglang_dynasor.managers.request_fields import (
     DEFAULT_TENANT,
+    check_request_ids,
     is_greedy,
     member_params,
     read_program_fields,
@@ -93,7 +94,11 @@ class DynasorTokenizerManager(TokenizerManager):
         self, obj: Any, request: Request | None = None
     ) -> AsyncIterator[dict[str, Any]]:
         specs: list[ProgramSpec | None] = []
+        if obj.rid is not None:
+            check_request_ids(obj.rid)
         if isinstance(obj, GenerateReqInput):
+            # Upstream's abort task of a stream reads this even after a refusal.
+            obj.is_single = not isinstance(obj.rid, list)
             check_samples(obj)
             specs = await self._program_fields(obj, request)
         tenant = tenant_of(request) if any(specs) else DEFAULT_TENANT
@@ -127,17 +132,15 @@ class DynasorTokenizerManager(TokenizerManager):
         """The program fields of each prompt, from the request or else the server's default."""
         specs: list[ProgramSpec | None] = []
         if names_program(obj, request):
-            # Upstream's abort task of a stream reads this even after a refusal.
-            obj.is_single = not isinstance(obj.rid, list)
             shared = self.preferred_sampling_params.get("custom_params")
             specs = await read_program_fields(obj, request, shared)
-        if self._server_default is None or any(specs) or is_health_check_generate_req(obj):
+        if self._server_default is None or any(specs):
             return specs
         try:
-            single_request(copy.copy(obj))
+            single = single_request(copy.copy(obj))
         except RequestError:
             return specs  # what can't be a program stays the request it is
-        return [self._server_default]
+        return specs if is_health_check_generate_req(single) else [self._server_default]
 
     def update_request_meta_info(
         self,

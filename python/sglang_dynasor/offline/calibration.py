@@ -42,11 +42,6 @@ _LOWER = tuple(round(0.05 * step, 2) for step in range(13))  # a lower threshold
 KeyOf = Callable[[str], str]
 
 
-def by_spelling() -> KeyOf:
-    """The groups of one problem's answers without algebra."""
-    return canonical_key
-
-
 @dataclass(frozen=True, slots=True)
 class SettingEffects:
     """What each setting (rows, most careful first) does to each problem (columns).
@@ -136,7 +131,7 @@ def calibrate(
     seed: int,
     bar: float | None = None,
     offers: bool = True,
-    key_of: Callable[[], KeyOf] = by_spelling,
+    key_of: Callable[[], KeyOf] = lambda: canonical_key,
 ) -> Calibration:
     """Return the most saving of `thresholds` that harms at most `max_harm` of problems.
 
@@ -171,7 +166,7 @@ def replay_settings(
     seed: int,
     bar: float | None = None,
     offers: bool = True,
-    key_of: Callable[[], KeyOf] = by_spelling,
+    key_of: Callable[[], KeyOf] = lambda: canonical_key,
 ) -> SettingEffects:
     """Replay every setting on one seeded ordering of each problem's samples.
 

@@ -96,9 +96,7 @@ class Samples:
     def counted(self, weighted: bool = False) -> Counted:
         """What is known after each sample, in their order."""
         if weighted not in self._counted:
-            kind = WeightedTracker if weighted else CertaindexTracker
-            tracker = kind(len(self.samples), self._key_of)
-            self._counted[weighted] = Counted(self.samples, tracker, weighted)
+            self._counted[weighted] = Counted(self.samples, self._key_of, weighted)
         return self._counted[weighted]
 
     def replay(self, contender: Contender, order: Order = "concurrent") -> Replayed:
@@ -122,12 +120,14 @@ class Counted:
     """What a tracker says after each of the samples, computed as far as somebody asks."""
 
     def __init__(
-        self, samples: Sequence[Sample], tracker: CertaindexTracker, weighted: bool
+        self, samples: Sequence[Sample], key_of: Callable[[str], str], weighted: bool
     ) -> None:
+        kind = WeightedTracker if weighted else CertaindexTracker
         self._samples = samples
-        self._tracker = tracker
+        self._key_of = key_of
+        self._tracker = kind(len(samples), key_of)
         self._weighted = weighted
-        self._evidence = [tracker.evidence()]
+        self._evidence = [self._tracker.evidence()]
         self._leaders: list[Vote | None] = [None]
 
     def evidence(self, finished: int) -> Evidence:
@@ -139,7 +139,13 @@ class Counted:
     def leader(self, finished: int) -> Vote | None:
         """Who leads then."""
         self.evidence(finished)
-        return self._leaders[finished]
+        if not self._weighted:
+            return self._leaders[finished]
+        # It takes all votes to know, so only the latest is at hand.
+        if finished == len(self._evidence) - 1:
+            return self._tracker.leader
+        again = Counted(self._samples, self._key_of, self._weighted)
+        return again.leader(finished)
 
     def _count(self) -> None:
         branch = len(self._evidence) - 1
@@ -150,7 +156,8 @@ class Counted:
             weight = sample.confidence or 0.0 if self._weighted else 1.0
             self._tracker.add(branch, sample.answer, weight)
         self._evidence.append(self._tracker.evidence())
-        self._leaders.append(self._tracker.leader)
+        if not self._weighted:
+            self._leaders.append(self._tracker.leader)
 
 
 class CountedVotes:

@@ -21,10 +21,17 @@ from sglang_dynasor.managers.edge_checks import (
 )
 
 VOCABULARY = 104
+SCORING = {  # as upstream's scoring reads places of a prompt
+    "token_indices_to_pool": [0, 1],
+    "return_logprob": True,
+    "token_ids_logprob": [1],
+    "logprob_start_len": 0,
+    "sampling_params": {"max_new_tokens": 0},
+}
 
 
 def tokenized(ids: list[int] | None = None, **fields: Any) -> TokenizedGenerateReqInput:
-    params = SamplingParams(**fields.pop("sampling_params", {}))
+    params = SamplingParams(**fields.get("sampling_params", {}))
     params.normalize(SimpleNamespace())  # a tokenizer that nothing here asks
     request: dict[str, Any] = {
         "rid": "r",
@@ -33,13 +40,13 @@ def tokenized(ids: list[int] | None = None, **fields: Any) -> TokenizedGenerateR
         "input_embeds": None,
         "mm_inputs": None,
         "token_type_ids": None,
-        "sampling_params": params,
         "return_logprob": False,
         "logprob_start_len": -1,
         "top_logprobs_num": 0,
         "token_ids_logprob": None,
         "stream": False,
         **fields,
+        "sampling_params": params,
     }
     return TokenizedGenerateReqInput(**request)
 
@@ -59,8 +66,13 @@ def tokenized(ids: list[int] | None = None, **fields: Any) -> TokenizedGenerateR
         ("top_k", {"sampling_params": {"top_k": 2**31}}),
         ("stop_token_ids", {"sampling_params": {"stop_token_ids": [999], "min_new_tokens": 1}}),
         ("stop_token_ids", {"sampling_params": {"stop_token_ids": [-1], "min_new_tokens": 1}}),
-        ("token_indices_to_pool", {"token_indices_to_pool": [2]}),
-        ("token_indices_to_pool", {"token_indices_to_pool": [-1, 0]}),
+        ("token_indices_to_pool", {**SCORING, "token_indices_to_pool": [2]}),
+        ("token_indices_to_pool", {**SCORING, "token_indices_to_pool": [-1, 0]}),
+        ("token_indices_to_pool", {**SCORING, "token_indices_to_pool": []}),
+        ("token_indices_to_pool", {**SCORING, "logprob_start_len": -1}),  # part may be cached
+        ("token_indices_to_pool", {**SCORING, "token_ids_logprob": None}),
+        ("token_indices_to_pool", {**SCORING, "return_logprob": False}),
+        ("token_indices_to_pool", {**SCORING, "sampling_params": {"max_new_tokens": 4}}),
         ("custom_params", {"sampling_params": {"custom_params": {"a": {"b": {"c": 1}}}}}),
         ("positional_embed_overrides", {"positional_embed_overrides": {"positions": [1]}}),
         ("rid", {"rid": 5}),
@@ -91,7 +103,7 @@ def test_what_would_end_the_server_is_refused_by_name(
         {"sampling_params": {"stop_token_ids": [128_009]}},
         {"sampling_params": {"stop_token_ids": [3], "min_new_tokens": 1}},
         {"sampling_params": {"custom_params": {"a": 1, "b": [1.5, None], "c": {"d": "x"}}}},
-        {"token_indices_to_pool": [0, 1]},
+        SCORING,
         {"ids": [], "input_embeds": [[0.5]]},
         {"ids": [24, 999_999], "mm_inputs": {}},  # media stand as ids of their own
     ],

@@ -17,6 +17,7 @@ from sglang_dynasor.errors import RequestError
 from sglang_dynasor.managers.program_messages import BranchParams
 from sglang_dynasor.managers.request_fields import (
     DEFAULT_TENANT,
+    check_request_ids,
     is_greedy,
     read_program_fields,
     single_request,
@@ -245,6 +246,18 @@ def test_what_no_program_can_take_is_refused_by_name(fields: dict[str, Any], nam
         single_request(GenerateReqInput(**fields))
     if isinstance(raised.value, RequestError):
         assert (raised.value.param, raised.value.status_code) == (named, 400)
+
+
+@pytest.mark.parametrize("rids", ["/", "/t/p::0", ["r", "/"]])
+def test_a_request_id_that_could_be_the_beginning_of_a_nodes_is_refused(rids: Any) -> None:
+    with pytest.raises(RequestError, match="rid: must not begin with /") as raised:
+        check_request_ids(rids)
+    assert raised.value.param == "rid"
+
+
+@pytest.mark.parametrize("rids", ["", "r", "a/b", ["r", "victim::0"], None, 7])
+def test_every_other_request_id_is_upstreams_to_judge(rids: Any) -> None:
+    check_request_ids(rids)
 
 
 @pytest.mark.parametrize("seed", [2**63 - 1, -(2**63), 0, None])

@@ -149,6 +149,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             if not end.draining:
                 self.ends.remove(end)
                 self.expected_answers.append(end)
+        self.choose_first(request.key)
 
     @precondition(lambda self: not self.paused)
     @rule(places=st.integers(0, 4), is_full=st.booleans(), kv_tokens=st.sampled_from([0, 10_000]))
