@@ -11,12 +11,14 @@ class TokenCap:
 
     limit: int | None
     spent: int = 0
+    ended: int = 0
     longest: int = 0
     refused: bool = False
 
     def spend(self, tokens: int) -> None:
         """Count an ended branch."""
         self.spent += tokens
+        self.ended += 1
         self.longest = max(self.longest, tokens)
 
     def grant(self, tokens: int) -> None:
@@ -33,13 +35,18 @@ class TokenCap:
         return max(0, branches * self.longest - self.left)
 
     def fits(self, branches: int) -> int:
-        """How many of these branches could be as long as the longest so far.
+        """How many of these branches should be started: one that is cut short rarely answers.
 
-        One that is cut short rarely has an answer: fewer whole ones are worth more.
+        The first runs alone, for it shows how long they get. Later ones are few enough to be as
+        long as the longest; the last tokens of all are shared out by the mean.
         """
         if self.limit is None:
             return branches
-        return min(branches, self.left // max(self.longest, 1))
+        if not self.longest:
+            return min(1, self.left)
+        if not self.refused:
+            return min(branches, self.left // self.longest)
+        return min(branches, round(self.left * self.ended / self.spent))
 
     def share(self, branches: int) -> int | None:
         """Tokens each of these branches may have, None for no cap."""

@@ -44,16 +44,39 @@ def starts_of(actions: object) -> list[Start]:
     return [action for action in actions if isinstance(action, Start)]
 
 
+def until_it_asks(program: ReasoningProgram) -> Ask:
+    """Every branch takes 20 tokens; returns what the program then asks for."""
+    step: object = program.start()
+    while not isinstance(step[0], Ask):
+        step = finish(program, starts_of(step), 20)
+        assert not isinstance(step, Outcome)
+    (ask,) = step
+    return ask
+
+
 def test_a_cap_counts_what_is_spent_and_grows_by_what_is_granted() -> None:
     cap = TokenCap(100)
-    assert (cap.missing(3), cap.share(4), cap.fits(4), cap.fits(101)) == (0, 25, 4, 100)
+    assert (cap.missing(3), cap.share(4)) == (0, 25)
     for tokens in (30, 40):
         cap.spend(tokens)
-    assert (cap.left, cap.missing(3), cap.fits(3)) == (30, 90, 0)
+    assert (cap.left, cap.missing(3)) == (30, 90)
     cap.grant(50)
     assert (cap.left, cap.missing(2), cap.missing(1)) == (80, 0, 0)
     cap.grant(0)
     assert (cap.left, cap.missing(3)) == (80, 0)  # not asked again
+
+
+def test_branches_are_few_enough_to_end_by_themselves() -> None:
+    cap = TokenCap(200)
+    assert cap.fits(4) == 1  # how long they get is not known
+    for tokens in (30, 50):
+        cap.spend(tokens)
+    assert cap.fits(4) == 2  # of 120 tokens, for as long as the longest was
+    cap.grant(0)
+    assert cap.fits(4) == 3  # the last ones: as long as most
+    cap.spend(100)
+    assert cap.fits(4) == 0
+    assert TokenCap(0).fits(4) == 0
 
 
 def test_without_a_cap_nothing_is_missing() -> None:
@@ -64,8 +87,7 @@ def test_without_a_cap_nothing_is_missing() -> None:
 
 def test_a_program_asks_before_a_round_that_its_tokens_do_not_reach() -> None:
     program = program_of(60)
-    (ask,) = finish(program, starts_of(program.start()), 20)
-    assert isinstance(ask, Ask)
+    ask = until_it_asks(program)
     assert ask.tokens > 0
     assert 0 < ask.value < 1
     more = starts_of(program.on([Granted(ask.tokens)]))
@@ -75,22 +97,25 @@ def test_a_program_asks_before_a_round_that_its_tokens_do_not_reach() -> None:
 
 def test_who_gets_nothing_ends_by_its_budget_with_the_answer_it_has() -> None:
     program = program_of(60)
-    asked = finish(program, starts_of(program.start()), 20)
-    assert isinstance(asked[0], Ask)
+    until_it_asks(program)
     outcome = program.on([Granted(0)])
     assert isinstance(outcome, Outcome)
     assert (outcome.stop_reason, outcome.answer) == ("budget", "0")
 
 
 def test_who_gets_nothing_runs_the_whole_branches_that_are_left_and_asks_no_more() -> None:
-    program = program_of(90)
-    asked = finish(program, starts_of(program.start()), 20)
-    assert isinstance(asked[0], Ask)
+    program = program_of(75)
+    until_it_asks(program)
     (last,) = starts_of(program.on([Granted(0)]))
-    assert last.max_tokens == 30
-    outcome = finish(program, [last], 25)
+    assert last.max_tokens == 15
+    outcome = finish(program, [last], 15)
     assert isinstance(outcome, Outcome)
     assert outcome.stop_reason == "budget"
+
+
+def test_the_first_branch_of_a_capped_program_runs_alone() -> None:
+    assert len(starts_of(program_of(200).start())) == 1
+    assert len(starts_of(program_of(None).start())) > 1
 
 
 @pytest.mark.parametrize("cap", [None, 10_000])
