@@ -39,7 +39,7 @@ from rich.console import Console
 from serving_report import facts
 from sglang_dynasor.config import POLICIES
 from soak_clients import SoakClients
-from soak_server import SoakServer, drained, growth, started_server
+from soak_server import SoakServer, drained, started_server
 
 RSS_GROWTH_LIMIT_MB = 8.0
 SHOWN = 20  # kinds of fault
@@ -67,12 +67,16 @@ async def soak(server: SoakServer, options: argparse.Namespace) -> dict[str, Any
         "wrong_tenant": len(verdicts.wrong_tenant),
         "kv_tokens_leaked": leaked,
         "table_entries": entries,
-        "rss_growth_mb": round(growth(server.memory), 2),
+        "rss_growth_mb": server.growth["all"],
         "alive": server.alive,
         "faults": len(verdicts.faults),
         "refused": verdicts.refused,
         "deadline_overrun_s": round(verdicts.deadline_overrun_s, 2),
-        "rss_mb": [round(value) for value in server.memory[:: max(1, len(server.memory) // 10)]],
+        "rss_growth_by_process_mb": server.growth,
+        "rss_mb": [
+            round(sum(sample.values()))
+            for sample in server.memory[:: max(1, len(server.memory) // 10)]
+        ],
         "log": log,
         "counts": dict(sorted(verdicts.counts.items())),
         "examples": {

@@ -16,6 +16,7 @@ from typing import Any
 TENANTS = ("A", "B")
 DIGITS = {"A": "1234", "B": "56789"}
 ABORT_LIMIT_S = 10.0  # an abort that took hold is answered by then
+OVERTAKES_S = 1.0
 DEADLINE_SLACK_S = 10.0
 ABORTED = ("abort", "aborted")
 TOKENS = ("prompt", "branch", "cancelled", "probe", "idle")
@@ -33,6 +34,7 @@ class Call:
     program_id: str | None = None
     may_abort: bool = False
     twin_aborted: bool = False  # the other tenant ended its own program of the same id
+    sent_at: float = 0.0
     aborted_at: float | None = None
 
     def note_abort(self, tenant: str, now: float) -> None:
@@ -68,14 +70,14 @@ class Verdicts:
     refused: int = 0  # with a full queue's 503
     deadline_overrun_s: float = 0.0
 
-    def judge(self, call: Call, status: int, payload: Any, started: float, now: float) -> None:
-        """Note what is wrong with an answer to `call`, sent and answered at these seconds."""
+    def judge(self, call: Call, status: int, payload: Any, now: float) -> None:
+        """Note what is wrong with an answer to `call` that came at `now` seconds."""
         self.counts[f"{call.what} {status}"] += 1
         if status == 200:
             outputs = outputs_of(payload)
             for output in outputs:
                 self._judge_output(call, output)
-            self._judge_times(call, outputs, started, now)
+            self._judge_times(call, outputs, now)
         elif status == 503 and "queue" in json.dumps(payload):
             self.refused += 1
         elif status >= 500:
@@ -107,14 +109,16 @@ class Verdicts:
         if tokens["total"] != sum(tokens[kind] for kind in TOKENS):
             self.faults.append(f"{call.what}: tokens do not add up: {tokens}")
 
-    def _judge_times(self, call: Call, outputs: list[Output], started: float, now: float) -> None:
-        late = call.aborted_at is not None and now - call.aborted_at > ABORT_LIMIT_S
+    def _judge_times(self, call: Call, outputs: list[Output], now: float) -> None:
+        # An abort right behind its request, on a connection of its own, may overtake it.
+        heard = call.aborted_at is not None and call.aborted_at - call.sent_at > OVERTAKES_S
+        late = heard and now - (call.aborted_at or now) > ABORT_LIMIT_S
         if late and not any(output.stop_reason in ABORTED for output in outputs):
             self.faults.append(f"{call.what}: went on for {ABORT_LIMIT_S:.0f} s after its abort")
         deadline_ms = call.body.get("dynasor", {}).get("deadline_ms")
         if deadline_ms is None:
             return
-        overrun = now - started - deadline_ms / 1000
+        overrun = now - call.sent_at - deadline_ms / 1000
         self.deadline_overrun_s = max(self.deadline_overrun_s, overrun)
         if overrun > DEADLINE_SLACK_S:
             self.faults.append(f"{call.what}: {overrun:.0f} s past its deadline")

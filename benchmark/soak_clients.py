@@ -180,9 +180,9 @@ class SoakClients:
             self.verdicts.unanswered.append(f"half_a_request: {error}")
 
     async def _duplicate(self) -> None:
-        """The id of a program that runs is taken."""
-        call = self._make.program("program", fields={"max_branches": 40, "mode": "shadow"})
-        task = asyncio.create_task(self._ask(call))
+        """The id of a program that runs is taken, whichever of the two came first."""
+        call = self._make.program("duplicated", fields={"max_branches": 40, "mode": "shadow"})
+        task = asyncio.create_task(self._ask(call, also=409))
         await asyncio.wait([task], timeout=0.1)
         if not task.done():
             copy = self._make.program("duplicate", call.tenant, call.program_id)
@@ -239,13 +239,13 @@ class SoakClients:
     async def _ask(self, call: Call, also: int = 200) -> None:
         """Send, wait for the answer and judge it; status `also` is right as well."""
         self._calls[call] = None
-        started = time.monotonic()
+        call.sent_at = time.monotonic()
         status, payload = await self._answered(call)
         del self._calls[call]
         if status == also != 200:
             self.verdicts.counts[f"{call.what} {status}"] += 1
         elif status:
-            self.verdicts.judge(call, status, payload, started, time.monotonic())
+            self.verdicts.judge(call, status, payload, time.monotonic())
         if status == 503:
             await asyncio.sleep(BACK_OFF_S)
 

@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,7 +35,7 @@ class SoakServer:
 
     def __init__(self, url: str, process: subprocess.Popen[bytes], log: Path) -> None:
         self.url = url
-        self.memory: list[float] = []  # MB, all processes, one sample a second
+        self.memory: list[dict[str, float]] = []  # MB by process, one sample a second
         self._process = process
         self._log = log
 
@@ -54,14 +55,24 @@ class SoakServer:
             self.memory.append(await asyncio.to_thread(self._resident_mb))
             await asyncio.sleep(MEMORY_EVERY_S)
 
-    def _resident_mb(self) -> float:
-        total = 0
+    def _resident_mb(self) -> dict[str, float]:
+        """Memory by process, named by its title."""
+        resident: Counter[str] = Counter()
         with suppress(psutil.NoSuchProcess):
             main = psutil.Process(self._process.pid)
             for process in [main, *main.children(recursive=True)]:
-                with suppress(psutil.NoSuchProcess):
-                    total += process.memory_info().rss
-        return total / MB
+                with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+                    title = "main" if process == main else process.cmdline()[0].split("/")[-1]
+                    resident[title] += process.memory_info().rss / MB
+        return dict(resident)
+
+    @property
+    def growth(self) -> dict[str, float]:
+        """By process and in all: see `growth`."""
+        titles = sorted(set().union(*self.memory))
+        series = {title: [sample.get(title, 0.0) for sample in self.memory] for title in titles}
+        series["all"] = [sum(sample.values()) for sample in self.memory]
+        return {title: round(growth(values), 2) for title, values in series.items()}
 
     def log_counts(self) -> dict[str, int]:
         """Lines of the log that should not be there."""

@@ -72,6 +72,26 @@ def check_tokenized(request: Any, vocab_size: int) -> None:
         _check_pooled_places(request)
 
 
+def check_embeddings(request: Any, hidden_size: int, takes_bfloat16: bool) -> None:
+    """Raise RequestError for `input_embeds` that the model can't take.
+
+    Upstream turns them into bfloat16 whatever the model's type is, and rows of another length fail
+    in the scheduler process.
+    """
+    rows = getattr(request, "input_embeds", None)
+    if not rows:
+        return
+    if not takes_bfloat16:
+        raise RequestError(
+            "input_embeds: are taken as bfloat16 only, and this model is of another type",
+            "input_embeds",
+        )
+    if any(len(row) != hidden_size for row in rows):
+        raise RequestError(
+            f"input_embeds: every row must have {hidden_size} numbers", "input_embeds"
+        )
+
+
 def _check_types(request: Any) -> None:
     """Send the request to ourselves: the scheduler ends where it can't decode one."""
     if isinstance(request.positional_embed_overrides, PositionalEmbeds):

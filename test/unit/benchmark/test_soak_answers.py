@@ -9,7 +9,6 @@ import pytest
 
 from soak import is_clean, tally
 from soak_answers import (
-    ABORT_LIMIT_S,
     DEADLINE_SLACK_S,
     DIGITS,
     TENANTS,
@@ -37,7 +36,7 @@ def answer(text: str = TEXTS["A"], **report: Any) -> dict[str, Any]:
 
 def judged(call: Call, status: int = 200, payload: Any = None, seconds: float = 1.0) -> Verdicts:
     verdicts = Verdicts()
-    verdicts.judge(call, status, payload if payload is not None else answer(), 0.0, seconds)
+    verdicts.judge(call, status, payload if payload is not None else answer(), seconds)
     return verdicts
 
 
@@ -82,9 +81,9 @@ def test_an_abort_its_tenant_did_not_ask_for_is_wrong_and_the_other_tenants_one_
 
 
 def test_a_program_that_goes_on_long_after_its_abort_is_a_fault() -> None:
-    for seconds, faults in ((ABORT_LIMIT_S, 0), (ABORT_LIMIT_S + 2, 1)):
+    for aborted_at, seconds, faults in ((2.0, 11.0, 0), (2.0, 13.0, 1), (0.5, 13.0, 0)):
         call = call_of()
-        call.note_abort("A", now=1.0)
+        call.note_abort("A", now=aborted_at)
         assert found(judged(call, seconds=seconds)) == (0, 0, faults)
 
 

@@ -15,6 +15,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang_dynasor.errors import RequestError
 from sglang_dynasor.managers.edge_checks import (
     MAX_SAMPLES,
+    check_embeddings,
     check_samples,
     check_tokenized,
     names_program,
@@ -114,6 +115,28 @@ def test_what_upstream_serves_passes_unchanged(request_: dict[str, Any]) -> None
     times = request.time_stats
     check_tokenized(request, VOCABULARY)
     assert request.time_stats is times
+
+
+@pytest.mark.parametrize(
+    ("refused", "rows", "takes_bfloat16"),
+    [
+        (False, None, False),
+        (False, [[0.5] * 4] * 3, True),
+        (True, [[0.5] * 4] * 3, False),
+        (True, [[0.5] * 4, [0.5] * 3], True),
+        (True, [[0.5] * 8], True),
+    ],
+)
+def test_embeddings_must_be_of_the_models_size_and_type(
+    refused: bool, rows: Any, takes_bfloat16: bool
+) -> None:
+    request = tokenized([24], input_embeds=rows)
+    if not refused:
+        check_embeddings(request, 4, takes_bfloat16)
+        return
+    with pytest.raises(RequestError) as caught:
+        check_embeddings(request, 4, takes_bfloat16)
+    assert caught.value.param == "input_embeds"
 
 
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=50))
