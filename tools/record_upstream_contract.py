@@ -108,8 +108,9 @@ def upstream(path: str) -> Any:
         found = inspect.getattr_static(owner, name)
     except AttributeError:  # made by the module on demand, or a module itself
         found = getattr(owner, name, None) or importlib.import_module(path)
-    while isinstance(found, type) and found.__module__.startswith("sglang_dynasor"):
-        found = found.__bases__[0]
+    if isinstance(found, type):
+        bases = (base for base in found.__mro__ if not base.__module__.startswith("sglang_dynasor"))
+        found = next(bases)
     if isinstance(found, (classmethod, staticmethod)):
         found = found.__func__
     return found.fget if isinstance(found, property) else found
