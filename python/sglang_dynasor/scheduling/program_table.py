@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from sglang_dynasor.scheduling.cost import TokenPrior, own_mean
 from sglang_dynasor.scheduling.program_entry import (
@@ -25,6 +26,16 @@ REMEMBERED_PROGRAMS = 4096
 _LEAST_LEFT = 0.1
 
 
+class _Remembered(NamedTuple):
+    """What is kept of a client's program that has no request now."""
+
+    arrival: int
+    prompt_tokens: int
+    finished: int
+    finished_tokens: int
+    expected: int
+
+
 class ProgramTable:
     """Programs that are there, and plain requests; a program without requests goes unless open.
 
@@ -38,7 +49,7 @@ class ProgramTable:
         self.num_requests = 0  # of programs
         self.num_leaving = 0  # of these, the cancelled ones
         self._programs: dict[ProgramKey, ProgramEntry] = {}
-        self._remembered: OrderedDict[ProgramKey, ProgramEntry] = OrderedDict()
+        self._remembered: OrderedDict[ProgramKey, _Remembered] = OrderedDict()
         self._entry_of: dict[Request, ProgramEntry] = {}
         self._arrivals = 0
         self._queued = 0
@@ -143,9 +154,14 @@ class ProgramTable:
         if entry.key is None or entry.requests or entry.open:
             return
         del self._programs[entry.key]
-        entry.prompt_head, entry.prompt_cached = (), False
         if not entry.ended:
-            self._remembered[entry.key] = entry
+            self._remembered[entry.key] = _Remembered(
+                entry.arrival,
+                entry.prompt_tokens,
+                entry.finished,
+                entry.finished_tokens,
+                entry.expected,
+            )
             if len(self._remembered) > REMEMBERED_PROGRAMS:
                 self._remembered.popitem(last=False)
 
@@ -177,12 +193,25 @@ class ProgramTable:
         return mean * (len(entry.waiting) + entry.further) + left
 
     def _entry(self, key: ProgramKey, kind: str, prompt_tokens: int) -> ProgramEntry:
-        entry = self._programs.get(key) or self._remembered.pop(key, None)
+        entry = self._programs.get(key)
         if entry is None:
-            entry = ProgramEntry(key, self._next_arrival(), prompt_tokens, kind)
-        self._programs[key] = entry
+            entry = self._programs[key] = self._new_entry(key, kind, prompt_tokens)
         entry.ended = False
         return entry
+
+    def _new_entry(self, key: ProgramKey, kind: str, prompt_tokens: int) -> ProgramEntry:
+        known = self._remembered.pop(key, None)
+        if known is None:
+            return ProgramEntry(key, self._next_arrival(), prompt_tokens, kind)
+        return ProgramEntry(
+            key,
+            known.arrival,
+            known.prompt_tokens,
+            kind,
+            finished=known.finished,
+            finished_tokens=known.finished_tokens,
+            expected=known.expected,
+        )
 
     def _next_arrival(self) -> int:
         self._arrivals += 1
