@@ -90,17 +90,26 @@ class DynasorTokenizerManager(TokenizerManager):
         ]
         self._result_dispatcher += TypeBasedDispatcher(answers)
 
-    async def generate_request(
+    def generate_request(
         self, obj: Any, request: Request | None = None
     ) -> AsyncIterator[dict[str, Any]]:
-        specs: list[ProgramSpec | None] = []
+        # No generator around upstream's where there is nothing for us: that is what idle costs.
         if obj.rid is not None:
             check_request_ids(obj.rid)
-        if isinstance(obj, GenerateReqInput):
-            # Upstream's abort task of a stream reads this even after a refusal.
-            obj.is_single = not isinstance(obj.rid, list)
-            check_samples(obj)
-            specs = await self._program_fields(obj, request)
+        if not isinstance(obj, GenerateReqInput):
+            return super().generate_request(obj, request)
+        # Upstream's abort task of a stream reads this even after a refusal.
+        obj.is_single = not isinstance(obj.rid, list)
+        check_samples(obj)
+        if self._server_default is None and not names_program(obj, request):
+            return super().generate_request(obj, request)
+        return self._generate_named(obj, request)
+
+    async def _generate_named(
+        self, obj: GenerateReqInput, request: Request | None
+    ) -> AsyncIterator[dict[str, Any]]:
+        """A request that may name a program, or take the server's default."""
+        specs = await self._program_fields(obj, request)
         tenant = tenant_of(request) if any(specs) else DEFAULT_TENANT
         ours = [spec for spec in specs if spec is not None and spec.runs_in_engine]
         if ours:
@@ -150,10 +159,15 @@ class DynasorTokenizerManager(TokenizerManager):
         index: int,
         finish_reason: dict[str, Any] | None,
     ) -> None:
+        if CERTAINTY not in customized_info:
+            super().update_request_meta_info(
+                meta_info, state, customized_info, index, finish_reason
+            )
+            return
         # Ours has nothing for most requests; upstream would give each of them an empty list.
         others = {key: value for key, value in customized_info.items() if key != CERTAINTY}
         super().update_request_meta_info(meta_info, state, others, index, finish_reason)
-        payload = customized_info[CERTAINTY][index] if CERTAINTY in customized_info else None
+        payload = customized_info[CERTAINTY][index]
         if payload is None:
             return
         if "values" in payload:
