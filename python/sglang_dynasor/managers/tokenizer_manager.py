@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import torch
 from fastapi import Request
 from sglang.srt.managers.io_struct import ActiveRanksOutput, GenerateReqInput
 from sglang.srt.managers.tokenizer_manager import TokenizerManager
@@ -20,7 +21,12 @@ from sglang.utils import TypeBasedDispatcher
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.errors import RequestError
 from sglang_dynasor.managers.certainty_report import SUMMARY, VALUES, note_streamed
-from sglang_dynasor.managers.edge_checks import check_samples, check_tokenized, names_program
+from sglang_dynasor.managers.edge_checks import (
+    check_embeddings,
+    check_samples,
+    check_tokenized,
+    names_program,
+)
 from sglang_dynasor.managers.program_messages import (
     CERTAINTY,
     DrawReqOutput,
@@ -94,12 +100,12 @@ class DynasorTokenizerManager(TokenizerManager):
         self, obj: Any, request: Request | None = None
     ) -> AsyncIterator[dict[str, Any]]:
         # No generator around upstream's where there is nothing for us: that is what idle costs.
+        # Upstream's abort task of a stream reads this even after a refusal.
+        obj.is_single = not isinstance(obj.rid, list)
         if obj.rid is not None:
             check_request_ids(obj.rid)
         if not isinstance(obj, GenerateReqInput):
             return super().generate_request(obj, request)
-        # Upstream's abort task of a stream reads this even after a refusal.
-        obj.is_single = not isinstance(obj.rid, list)
         check_samples(obj)
         if self._server_default is None and not names_program(obj, request):
             return super().generate_request(obj, request)
@@ -210,6 +216,8 @@ class DynasorTokenizerManager(TokenizerManager):
     def _create_tokenized_object(self, obj: Any, *args: Any, **kwargs: Any) -> Any:
         tokenized = super()._create_tokenized_object(obj, *args, **kwargs)
         check_tokenized(tokenized, self.model_config.vocab_size)
+        takes_bfloat16 = self.model_config.dtype == torch.bfloat16
+        check_embeddings(tokenized, self.model_config.hidden_size, takes_bfloat16)
         self._programs.place(tokenized)
         return tokenized
 
