@@ -34,6 +34,7 @@ from sglang_dynasor.managers.program_output import (
 from sglang_dynasor.managers.program_service import ProgramService
 from sglang_dynasor.managers.request_fields import (
     DEFAULT_TENANT,
+    check_member_samples,
     check_request_ids,
     is_greedy,
     member_params,
@@ -114,6 +115,7 @@ class DynasorTokenizerManager(TokenizerManager):
             async for output in super().generate_request(obj, request):
                 yield output
             return
+        check_member_samples(obj.sampling_params)
         stamp(
             obj,
             [None if member is None else member_params(member, tenant) for member in members],
@@ -194,7 +196,10 @@ class DynasorTokenizerManager(TokenizerManager):
         return await self._programs.end(key)
 
     def _create_tokenized_object(self, obj: Any, *args: Any, **kwargs: Any) -> Any:
-        tokenized = super()._create_tokenized_object(obj, *args, **kwargs)
+        try:
+            tokenized = super()._create_tokenized_object(obj, *args, **kwargs)
+        except OverflowError as error:  # as it packs the token ids
+            raise RequestError(f"prompt: not a token id: {error}", "prompt") from error
         check_tokenized(tokenized, self.model_config.vocab_size)
         self._programs.place(tokenized)
         return tokenized
