@@ -25,7 +25,7 @@ from sglang_dynasor.managers.program_messages import (
     EndProgramReqOutput,
 )
 from sglang_dynasor.managers.replicas import replica_loads
-from sglang_dynasor.managers.request_fields import as_list, node_params
+from sglang_dynasor.managers.request_fields import as_list, node_params, stamp_of
 from sglang_dynasor.managers.running_programs import RunningPrograms
 from sglang_dynasor.programs.answers import Answers
 from sglang_dynasor.programs.client import ClientGone, ProgramAborted
@@ -56,7 +56,9 @@ class ProgramService:
         self._running = RunningPrograms()
         self._residences = Residences()
         self._pending_ends: dict[str, asyncio.Future[dict[str, int]]] = {}
-        self._aborted_unsent: set[str] = set()
+        # What the requests of a call carry, by identity: copies of them carry the very same.
+        self._stamps: dict[int, ProgramKey] = {}
+        self._aborted_stamps: set[int] = set()
 
     async def run(
         self,
@@ -131,11 +133,16 @@ class ProgramService:
     @contextmanager
     def members(self, keys: list[ProgramKey], obj: GenerateReqInput) -> Iterator[None]:
         """Requests of programs that their client drives, while they are served."""
+        stamps = [stamp for item in as_list(obj.sampling_params) if (stamp := stamp_of(item))]
+        for stamp in stamps:
+            self._stamps[id(stamp)] = ProgramKey(stamp["tenant"], stamp["program_id"])
         with self._at_home(keys, obj):
             try:
                 yield
             finally:
-                self._aborted_unsent.difference_update(as_list(obj.rid))
+                for stamp in stamps:
+                    self._stamps.pop(id(stamp), None)
+                    self._aborted_stamps.discard(id(stamp))
 
     @contextmanager
     def _at_home(self, keys: list[ProgramKey], obj: GenerateReqInput) -> Iterator[None]:
@@ -179,22 +186,19 @@ class ProgramService:
                 self._abort_members(key)
 
     def _abort_members(self, key: ProgramKey) -> None:
-        """End every request of a program its client drives, those that were not sent as well."""
+        """End every request of a program its client drives, also what is yet to be sent."""
         self._send_end(key, self._residences.rank(key))
-        for rid, state in self._manager.rid_to_state.items():
-            sampling_params = getattr(state.obj, "sampling_params", None) or {}
-            params = BranchParams.of(sampling_params.get("custom_params"))
-            if params is not None and params.key == key and not state.dispatched:
-                self._aborted_unsent.add(rid)
+        self._aborted_stamps.update(stamp for stamp, of in self._stamps.items() if of == key)
 
     def sent(self, rid: str) -> None:
         """The scheduler has been told of a request."""
         node = self.unsent_nodes.pop(rid, None)
         if node is not None:
             node.sent = True
-        if rid in self._aborted_unsent:
-            self._aborted_unsent.discard(rid)
-            self.send(AbortReq(rid=rid))
+        if self._aborted_stamps and (state := self._manager.rid_to_state.get(rid)) is not None:
+            stamp = stamp_of(getattr(state.obj, "sampling_params", None))
+            if id(stamp) in self._aborted_stamps:
+                self.send(AbortReq(rid=rid))
 
     async def end(self, key: ProgramKey) -> dict[str, int]:
         """End a program, whoever drives it; returns the tokens of its live requests by rid."""

@@ -42,6 +42,8 @@ async def read_program_fields(
     """
     body = await _body_fields(request)
     is_batch = isinstance(obj.sampling_params, list)
+    if is_batch and not obj.sampling_params:
+        raise RequestError("sampling_params: must not be an empty list", "sampling_params")
     specs: list[ProgramSpec | None] = []
     stripped: list[dict[str, Any] | None] = []
     for item in as_list(obj.sampling_params):
@@ -147,11 +149,26 @@ def stamp(obj: GenerateReqInput, per_prompt: list[BranchParams | None]) -> None:
     obj.sampling_params = stamped if is_batch else stamped[0]
 
 
+def stamp_of(sampling_params: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The very fields that `stamp` has put there."""
+    custom_params = (sampling_params or {}).get("custom_params") or {}
+    found: dict[str, Any] | None = custom_params.get(CARRIER)
+    return found
+
+
 def without_stamp(params: SamplingParams) -> None:
     """Make a request that is no branch an ordinary one."""
     if params.custom_params and CARRIER in params.custom_params:
         rest = {key: value for key, value in params.custom_params.items() if key != CARRIER}
         params.custom_params = rest or None
+
+
+def check_member_samples(sampling_params: Any) -> None:
+    """Raise RequestError where a client's program asks for no sample of a prompt."""
+    for params in as_list(sampling_params):
+        n = params.get("n", 1) if isinstance(params, dict) else 1
+        if not isinstance(n, int) or n < 1:
+            raise RequestError(f"n: must be an integer of at least 1, not {n!r}", "n")
 
 
 def with_carrier(sampling_params: dict[str, Any] | None, fields: dict[str, Any]) -> dict[str, Any]:
@@ -187,7 +204,7 @@ def single_request(obj: GenerateReqInput) -> GenerateReqInput:
     if obj.stream:
         raise RequestError("stream: not supported together with dynasor.algorithm", "stream")
     for params in as_list(obj.sampling_params):
-        if isinstance(params, dict) and params.get("n", 1) not in (None, 1):
+        if isinstance(params, dict) and params.get("n", 1) != 1:
             message = "n: must be 1 together with dynasor.algorithm; see dynasor.max_branches"
             raise RequestError(message, "n")
     if obj.input_embeds is not None or obj.contains_mm_input():

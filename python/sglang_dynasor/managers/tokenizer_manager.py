@@ -40,6 +40,7 @@ from sglang_dynasor.managers.program_output import (
 from sglang_dynasor.managers.program_service import ProgramService
 from sglang_dynasor.managers.request_fields import (
     DEFAULT_TENANT,
+    check_member_samples,
     check_request_ids,
     is_greedy,
     member_params,
@@ -129,6 +130,7 @@ class DynasorTokenizerManager(TokenizerManager):
             async for output in super().generate_request(obj, request):
                 yield output
             return
+        check_member_samples(obj.sampling_params)
         stamp(
             obj,
             [None if member is None else member_params(member, tenant) for member in members],
@@ -214,7 +216,10 @@ class DynasorTokenizerManager(TokenizerManager):
         return await self._programs.end(key)
 
     def _create_tokenized_object(self, obj: Any, *args: Any, **kwargs: Any) -> Any:
-        tokenized = super()._create_tokenized_object(obj, *args, **kwargs)
+        try:
+            tokenized = super()._create_tokenized_object(obj, *args, **kwargs)
+        except OverflowError as error:  # as it packs the token ids
+            raise RequestError(f"prompt: not a token id: {error}", "prompt") from error
         check_tokenized(tokenized, self.model_config.vocab_size)
         takes_bfloat16 = self.model_config.dtype == torch.bfloat16
         check_embeddings(tokenized, self.model_config.hidden_size, takes_bfloat16)

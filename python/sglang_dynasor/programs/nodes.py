@@ -87,8 +87,6 @@ class Nodes:
                 self._demand = action
         # No storm of refusals: who was refused waits until a place has become free.
         due = {} if self._refused and self._tasks else self._due
-        if not self._tasks and not self._finished and self._error is not None:
-            raise self._error
         if not (self._tasks or due or self._offers or self._asking):
             raise RuntimeError("the program waits, and nothing is running")
         self._needed |= due.keys()
@@ -219,6 +217,9 @@ class Nodes:
         events, self._events = self._events, []
         for event in events:
             self._note(event)
+        over = self._aborted or self._expired
+        if not (over or self._tasks or self._finished) and self._error is not None:
+            raise self._error  # nothing can answer
         return events
 
     def _is_late(self) -> bool:

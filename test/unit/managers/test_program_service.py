@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +19,7 @@ from sglang_dynasor.managers.program_messages import (
     EndProgramReqOutput,
 )
 from sglang_dynasor.managers.program_service import ProgramService
-from sglang_dynasor.managers.request_fields import with_carrier
+from sglang_dynasor.managers.request_fields import stamp, stamp_of, with_carrier
 from sglang_dynasor.scheduling import ProgramKey
 
 KEY = ProgramKey("t", "p")
@@ -126,7 +127,7 @@ def test_an_abort_ends_all_requests_of_a_program_its_client_drives() -> None:
     manager.add("waits", dispatched=False)
     manager.add("other", dispatched=False, params=BranchParams("t", "q").to_custom_params())
     manager.add("plain", dispatched=False, params=None)
-    with programs.members([KEY], request("waits")):
+    with programs.members([KEY], manager.rid_to_state["waits"].obj):
         programs.abort("p", "other tenant")
         assert not manager.messages
         programs.abort("p", "t")
@@ -134,7 +135,7 @@ def test_an_abort_ends_all_requests_of_a_program_its_client_drives() -> None:
         assert isinstance(end, EndProgramReqInput)
         assert (end.tenant, end.program_id) == KEY
         # What waits for a paused engine is unknown to the scheduler until it is sent.
-        for rid in ("waits", "other", "plain", "waits"):
+        for rid in ("waits", "other", "plain"):
             programs.sent(rid)
         (abort,) = manager.messages[1:]
         assert isinstance(abort, AbortReq) and abort.rid == "waits"
@@ -144,10 +145,36 @@ def test_an_abort_does_not_outlive_the_request_it_was_meant_for() -> None:
     manager = FakeManager()
     programs = service(manager)
     manager.add("r", dispatched=False)
-    with programs.members([KEY], request("r")):
+    with programs.members([KEY], manager.rid_to_state["r"].obj):
         programs.abort("p", "t")
     programs.sent("r")
+    manager.add("again", dispatched=False)
+    with programs.members([KEY], manager.rid_to_state["again"].obj):
+        programs.sent("again")
     assert [type(message) for message in manager.messages] == [EndProgramReqInput]
+
+
+def test_an_abort_ends_the_samples_of_a_prompt_that_is_still_prefilled() -> None:
+    """Upstream makes them of the request once its prompt is in the cache, with ids of their own."""
+    manager = FakeManager()
+    programs = service(manager)
+    manager.add("r", dispatched=False)
+    obj = manager.rid_to_state.pop("r").obj
+    with programs.members([KEY], obj):
+        programs.abort("p", "t")
+        for rid in ("sample 0", "sample 1"):
+            manager.rid_to_state[rid] = SimpleNamespace(obj=copy.copy(obj))
+            programs.sent(rid)
+    assert [message.rid for message in manager.messages[1:]] == ["sample 0", "sample 1"]
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_what_a_call_sends_after_its_abort_carries_the_aborted_stamp(many: bool) -> None:
+    obj = GenerateReqInput(text=["1", "2"] if many else "1", sampling_params={"n": 2})
+    stamp(obj, [BranchParams(*KEY)])
+    carried = stamp_of(obj.sampling_params)
+    obj.normalize_batch_and_arguments()
+    assert all(stamp_of(obj[index].sampling_params) is carried for index in range(obj.batch_size))
 
 
 def test_an_abort_of_what_is_not_there_does_nothing() -> None:

@@ -17,6 +17,7 @@ from sglang_dynasor.errors import RequestError
 from sglang_dynasor.managers.program_messages import BranchParams
 from sglang_dynasor.managers.request_fields import (
     DEFAULT_TENANT,
+    check_member_samples,
     check_request_ids,
     is_greedy,
     read_program_fields,
@@ -108,6 +109,24 @@ def test_malformed_fields_are_refused_by_name(
 ) -> None:
     with pytest.raises(ValueError, match=named):
         read(offline(custom), body)
+
+
+def test_an_empty_list_of_parameters_loses_no_program() -> None:
+    with pytest.raises(RequestError, match="sampling_params") as caught:
+        read(GenerateReqInput(text="1+1", sampling_params=[]), {"dynasor": RUN})
+    assert caught.value.param == "sampling_params"
+
+
+@pytest.mark.parametrize("n", [0, -1, None, "2", 1.5])
+def test_a_clients_program_asks_for_samples(n: object) -> None:
+    for params in ({"n": n}, [{}, {"n": n}]):
+        with pytest.raises(RequestError, match="n: must be an integer of at least 1"):
+            check_member_samples(params)
+
+
+@pytest.mark.parametrize("params", [None, {}, {"n": 1}, [{"n": 2}, {"n": 2}], [None]])
+def test_samples_that_upstream_takes_pass(params: Any) -> None:
+    check_member_samples(params)
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[]", b"1", b"null"])
@@ -235,6 +254,7 @@ def test_a_single_prompt_is_left_as_it_is() -> None:
         ({"text": ["1+1"], "rid": ["a", "b"]}, "rid"),
         ({"text": "1+1", "sampling_params": {"n": 0}}, "n"),
         ({"text": "1+1", "sampling_params": {"n": 2}}, "n"),
+        ({"text": "1+1", "sampling_params": {"n": None}}, "n"),
         ({"text": ["1+1"], "sampling_params": [{"n": 2}]}, "n"),
         ({"text": "1+1", "sampling_params": {"sampling_seed": 2**63}}, "seed"),
         ({"text": "1+1", "sampling_params": {"sampling_seed": -(2**63) - 1}}, "seed"),
@@ -262,7 +282,7 @@ def test_every_other_request_id_is_upstreams_to_judge(rids: Any) -> None:
 
 @pytest.mark.parametrize("seed", [2**63 - 1, -(2**63), 0, None])
 def test_every_seed_that_upstream_takes_is_taken(seed: int | None) -> None:
-    params = {"sampling_seed": seed, "n": None}
+    params = {"sampling_seed": seed, "n": 1}
     assert single_request(GenerateReqInput(text="1+1", sampling_params=params)) is not None
 
 

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from sglang.srt.managers.io_struct import GenerateReqInput
 
+from sglang_dynasor.errors import RequestError
 from sglang_dynasor.managers.program_service import ProgramService
 from sglang_dynasor.managers.tokenizer_manager import DynasorTokenizerManager
 
@@ -43,3 +45,9 @@ def test_a_request_that_is_aborted_is_not_taken_for_a_program_of_that_id(
     assert not aborted
     manager.abort_for_tenant("r", "t")
     assert aborted == [("r", "t")]
+
+
+def test_a_token_id_of_more_than_64_bits_is_refused_by_name(manager: Any) -> None:
+    with pytest.raises(RequestError, match="prompt: not a token id") as caught:
+        manager._create_tokenized_object(GenerateReqInput(input_ids=[2**63]), None, [2**63])
+    assert caught.value.param == "prompt"

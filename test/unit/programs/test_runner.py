@@ -225,6 +225,25 @@ def test_a_program_fails_with_the_first_error_when_nothing_can_answer() -> None:
     assert client.started == ["0", "1", "2"] and client.closed
 
 
+@pytest.mark.parametrize("grants", ["8", "4"])
+def test_a_program_whose_every_branch_is_refused_fails_however_many_it_started(grants: str) -> None:
+    async def scenario() -> None:
+        with pytest.raises(NodeError, match="the queue is full") as caught:
+            client = FakeNodes([FakeSample("7", 5, error=REFUSED)] * 8)
+            await run_fake(program_of(grants=grants, max_branches=8), client)
+        assert caught.value.status_code == 503
+
+    run_virtual(scenario())
+
+
+def test_a_deadline_beside_refused_branches_is_a_deadline() -> None:
+    async def scenario() -> ProgramRun:
+        client = FakeNodes([FakeSample("7", 50), *[FakeSample("7", 5, error=REFUSED)] * 7])
+        return await run_fake(program_of(grants="8", max_branches=8), client, deadline_s=20)
+
+    assert run_virtual(scenario()).outcome.stop_reason == "deadline"
+
+
 def test_a_refused_program_starts_nothing_until_a_sibling_has_finished() -> None:
     """No storm of refusals: the queue has room again once something has left it."""
     refused = FakeSample("8", 1, error=REFUSED)
