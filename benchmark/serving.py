@@ -2,8 +2,9 @@
 
     python benchmark/serving.py --systems client_side,gang_sjf_fixed,full
 
-Every system gets a fresh engine, the same problems at the same moments (Poisson, or `--arrivals` of
-a recorded trace) and the same draws, so that branch i of a problem is the same sample everywhere:
+Every system gets an engine of its own (2.5 GB each, all at once), the same problems at the same
+moments (Poisson, or `--arrivals` of a recorded trace) and the same draws, so that branch i of a
+problem is the same sample everywhere; they take turns, arrival seed by arrival seed:
 
 - lpm_fixed, fcfs_fixed: the stock engine under either policy, 16 requests a program, majority vote;
 - client_side: a loop over the stock engine (lpm): rounds of 4, 3, 3 and 6, Beta rule, aborts;
@@ -11,7 +12,7 @@ a recorded trace) and the same draws, so that branch i of a problem is the same 
 - certaindex_lpm, certaindex_gang: our stopping in rounds, under upstream's order and under gangs;
 - full: the defaults of the package with speculative_share 0.5, or `--full '{"policy": "value"}'`.
 
-lpm_fixed always runs, and first: its closed-loop throughput is the capacity of which `--loads` are
+lpm_fixed always runs: its closed-loop throughput is the capacity of which `--loads` are
 multiples, and a program's deadline is 3 times the mean latency of its difficulty there, one program
 at a time. Arrivals are open loop: no program waits for another to finish, and latency runs from the
 scheduled arrival. The first tenth is discarded; the run ends `--grace` seconds after the last
@@ -32,6 +33,7 @@ import signal
 import statistics
 import sys
 from collections import defaultdict
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +68,7 @@ CLOSED_LIMIT_S = 1800.0
 
 
 class Benchmark:
-    """Measures one system after the other."""
+    """Measures all systems in turns."""
 
     def __init__(self, options: argparse.Namespace, console: Console) -> None:
         self.done = Measurements()
@@ -84,18 +86,28 @@ class Benchmark:
             console.print(f"{len(self._problems)} problems for {wanted} programs: some come again")
 
     def measure(self, systems: list[str]) -> Measurements:
-        """Run all of them. Raises RuntimeError where an engine fails."""
-        for system in systems:
-            self._console.print(f"{system}: starting the engine")
-            with started_worker(system, self._spec(system)) as worker:
-                if system == BASE:
-                    self._measure_capacity(worker)
-                for seed in range(self._options.arrival_seeds):
-                    for load, count in self._sizes.items():
-                        self._run(worker, system, load, load * self.done.capacity, seed, count)
-                    if system in RATED and not self._options.skip_rate_gain:
-                        self.done.highest_rates[system].append(self._search(worker, system, seed))
+        """Run all of them. Raises RuntimeError where an engine fails.
+
+        The systems take turns, arrival seed by arrival seed and each time the other way round, so
+        that a machine whose speed drifts is the same to all.
+        """
+        with ExitStack() as stack:
+            workers: dict[str, Worker] = {}
+            for system in systems:
+                self._console.print(f"{system}: starting the engine")
+                started = started_worker(system, self._spec(system))
+                workers[system] = stack.enter_context(started)
+            self._measure_capacity(workers[BASE])
+            for seed in range(self._options.arrival_seeds):
+                for system in systems if seed % 2 == 0 else reversed(systems):
+                    self._take_turn(workers[system], system, seed)
         return self.done
+
+    def _take_turn(self, worker: Worker, system: str, seed: int) -> None:
+        for load, count in self._sizes.items():
+            self._run(worker, system, load, load * self.done.capacity, seed, count)
+        if system in RATED and not self._options.skip_rate_gain:
+            self.done.highest_rates[system].append(self._search(worker, system, seed))
 
     def _spec(self, system: str) -> dict[str, Any]:
         options = self._options

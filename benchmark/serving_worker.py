@@ -226,6 +226,7 @@ def _start_engine(system: System, spec: dict[str, Any]) -> Any:
         "schedule_policy": system.policy,
         "max_running_requests": spec["max_running_requests"],
         "max_total_tokens": spec["max_total_tokens"],
+        "sleep_on_idle": True,  # while the other systems have their turn
     }
     if activate():  # without an accelerator the draws would not depend on the seed alone
         flags["sampling_backend"] = "keyed"
