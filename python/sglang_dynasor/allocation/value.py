@@ -82,7 +82,7 @@ def _expected_gain(leader: int, rival: int, finished: int, branches: int, prior:
     return float(gained @ _joining(branches, _share(leader, rival, finished)))
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _gains(
     leader: int, rival: int, finished: int, after: int, count: int, prior: float
 ) -> tuple[float, ...]:
@@ -105,7 +105,7 @@ def _share(leader: int, rival: int, finished: int) -> float:
     return (leader + rival + 1) / (finished + 1)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _joining(branches: int, share: float) -> np.ndarray:
     """Binomial probabilities that 0 to `branches` of them join."""
     joined = np.arange(branches + 1)
