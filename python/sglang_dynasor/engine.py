@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from fastapi import HTTPException
+from jinja2 import TemplateError
 from sglang.srt.entrypoints.engine import Engine
 from sglang.srt.managers.io_struct import GenerateReqInput
 from sglang.srt.plugins import load_plugins
@@ -24,6 +25,8 @@ from sglang_dynasor.programs import BatchBudget, Program, ProgramResult
 
 Result = TypeVar("Result")
 _CAP = "max_total_tokens"
+# What a malformed program raises: here, in its chat template, and where upstream uses its values.
+_REFUSALS = (ValueError, TypeError, TemplateError, HTTPException)
 _EXAMPLE = 'Program(prompt="12+34", sampling_params={...}, dynasor={...})'
 
 
@@ -150,7 +153,7 @@ class DynasorEngine(Engine):
             result = await self._result_of(obj)
             spent = result.completion_tokens
             return result
-        except (ValueError, HTTPException) as error:
+        except _REFUSALS as error:
             message = error.detail if isinstance(error, HTTPException) else str(error)
             return ProgramResult("", {}, error=message)
         finally:

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+from jinja2 import UndefinedError
 from sglang.srt.entrypoints.engine import Engine
 
 from sglang_dynasor import Program
@@ -121,6 +122,28 @@ def test_an_interrupt_ends_a_single_program_too(engine: DynasorEngine) -> None:
     with pytest.raises(KeyboardInterrupt):
         engine.run(Program(prompt="a", dynasor=FIELDS))
     assert manager.ended == ["a"]
+
+
+@pytest.mark.parametrize("error", [TypeError("no such name"), UndefinedError("no content")])
+def test_a_malformed_program_costs_the_others_nothing(
+    engine: DynasorEngine, error: Exception
+) -> None:
+    manager = engine.tokenizer_manager
+    manager.outputs["b"] = output("B", None)
+
+    def refuse_the_first() -> None:
+        if len(manager.started) == 1:
+            raise error
+
+    manager.on_start = refuse_the_first
+    bad, good = run_batch(engine, "a", "b")
+    assert (bad.error, bad.report, good.text) == (str(error), {}, "B")
+
+
+@pytest.mark.parametrize("name", ["sampling_params", "dynasor", "chat_template_kwargs"])
+def test_fields_of_a_program_are_dicts(name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be a dict, not list"):
+        Program(prompt="a", **{name: [1]})
 
 
 def test_an_unexpected_error_ends_the_other_programs(engine: DynasorEngine) -> None:

@@ -34,6 +34,10 @@ class Program:
             raise ValueError(
                 f"exactly one of prompt, input_ids and messages is needed, got {given or 'none'}"
             )
+        for name in ("sampling_params", "dynasor", "chat_template_kwargs"):
+            kind = type(getattr(self, name))
+            if not issubclass(kind, dict):
+                raise TypeError(f"{name} must be a dict, not {kind.__name__}")
 
 
 @dataclass(frozen=True, slots=True)
