@@ -29,7 +29,8 @@ def fork_and_write(s: Any, length: int) -> None:
     """Forks of one question that stop at nothing but their length."""
     s += "12+34+56"
     forks = s.fork(FORKS)
-    forks += sgl.gen("steps", max_tokens=length, ignore_eos=True, temperature=1.0)
+    # Not ignore_eos: sgl.lang sends the chat template's stop strings too, "<eos>" among them.
+    forks += sgl.gen("steps", max_tokens=length, min_tokens=length, temperature=1.0)
     s.set_var("texts", [fork["steps"] for fork in forks])
     reports = [fork.get_meta_info("steps")["dynasor"] for fork in forks]
     s.set_var("programs", {report["program_id"] for report in reports})

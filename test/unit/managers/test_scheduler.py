@@ -29,8 +29,12 @@ from sglang_dynasor.managers.program_messages import (
 from sglang_dynasor.managers.scheduler import DynasorScheduler
 from sglang_dynasor.scheduling import ProgramScheduler
 
-UPSTREAM = DynasorScheduler.__mro__[1]
 PROGRAM = {"tenant": "t", "program_id": "p"}
+
+
+def upstream() -> type:
+    """Upstream's class: a name bound to it would be rebound to ours once plugins are loaded."""
+    return DynasorScheduler.__mro__[1]
 
 
 class FakeReq:
@@ -100,7 +104,7 @@ def scheduler(monkeypatch: pytest.MonkeyPatch) -> FakeScheduler:
         "_poll_timeout_aborts": lambda self: ["upstream's"],
     }
     for name, method in upstreams.items():
-        monkeypatch.setattr(UPSTREAM, name, method)
+        monkeypatch.setattr(upstream(), name, method)
     scheduler = object.__new__(FakeScheduler)
     scheduler.sent = deque()
     scheduler.programs = ProgramScheduler("gang-sjf", speculative_places=8)
