@@ -15,9 +15,13 @@ from pathlib import Path
 
 from sglang_dynasor.certaindex.canonical import canonical_key
 from sglang_dynasor.certaindex.equality_pool import Fault, Reply, WorkerPool
-from sglang_dynasor.certaindex.fingerprint import Fingerprint, fingerprint, same
+from sglang_dynasor.certaindex.fingerprint import (
+    MAX_ANSWER_LENGTH,
+    Fingerprint,
+    fingerprint,
+    same,
+)
 
-MAX_ANSWER_LENGTH = 300  # characters; longer answers equal only themselves
 MAX_WORKERS = 2
 
 _WORKER = Path(__file__).with_name("equality_worker.py")

@@ -100,7 +100,6 @@ class DynasorTokenizerManager(TokenizerManager):
     def generate_request(
         self, obj: Any, request: Request | None = None
     ) -> AsyncIterator[dict[str, Any]]:
-        # No generator around upstream's where there is nothing for us: that is what idle costs.
         # Upstream's abort task of a stream reads this even after a refusal.
         obj.is_single = not isinstance(obj.rid, list)
         if obj.rid is not None:
@@ -109,6 +108,7 @@ class DynasorTokenizerManager(TokenizerManager):
             return super().generate_request(obj, request)
         check_samples(obj)
         if self._server_default is None and not names_program(obj, request):
+            # No generator of ours around upstream's: that is what idle would cost.
             return super().generate_request(obj, request)
         return self._generate_named(obj, request)
 
