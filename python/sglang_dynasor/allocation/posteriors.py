@@ -6,11 +6,13 @@ import math
 from functools import lru_cache
 
 import numpy as np
-from scipy.special import gammainc, gammaincinv
+from scipy.special import gammainc
 
 from sglang_dynasor.certaindex.entropy import AGREEMENT_DIGITS
 
-_QUADRATURE_POINTS = 128
+# The integral's step and its reach to either side, in standard deviations, and what the
+# exponential tail needs besides.
+_STEP, _REACH, _LEFT_TAIL = 0.25, 7.2, 13.0
 
 
 @lru_cache(maxsize=1 << 14)
@@ -58,26 +60,20 @@ def largest_share_posterior(counts: tuple[int, ...]) -> float:
     """Return P(the first group has the largest share) under Dirichlet(counts + 1).
 
     A Dirichlet is independent gammas over their sum, so this is one integral:
-    E[prod F_j(G)] with G ~ Gamma(counts[0] + 1) and F_j the distribution of Gamma(counts[j] + 1),
-    by Gauss-Legendre quadrature over the quantiles of G, good to 1e-5 for up to 512 votes each.
+    E[prod F_j(G)] with G ~ Gamma(counts[0] + 1) and F_j the distribution of Gamma(counts[j] + 1).
+    Over log G the integrand falls off on both sides, so that even steps converge exponentially:
+    good to 1e-5 for up to 512 votes each.
     """
-    nodes, weights = _quadrature(counts[0])
+    shape = counts[0] + 1
+    deviation = 1 / math.sqrt(shape)  # of log G, about
+    step = _STEP * deviation
+    # Relative to log of the mean; to the left the density falls only as exp(shape * logs).
+    logs = np.arange(-_REACH * deviation - _LEFT_TAIL / shape, _REACH * deviation, step)
+    scale = math.lgamma(shape) - shape * math.log(shape) + shape
+    density = np.exp(shape * (logs - np.expm1(logs)) - scale)
     sizes, groups = np.unique(counts[1:], return_counts=True)
-    below = (gammainc(sizes[:, None] + 1, nodes) ** groups[:, None]).prod(axis=0)
-    return round(float(weights @ below), AGREEMENT_DIGITS)
-
-
-@lru_cache(maxsize=512)
-def _quadrature(leader: int) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights of the mean over Gamma(leader + 1), even in its distribution function."""
-    points, weights = _legendre()
-    return gammaincinv(leader + 1, (points + 1) / 2), weights / 2
-
-
-@lru_cache(maxsize=1)
-def _legendre() -> tuple[np.ndarray, np.ndarray]:
-    points, weights = np.polynomial.legendre.leggauss(_QUADRATURE_POINTS)
-    return points, weights
+    below = gammainc(sizes[:, None] + 1, shape * np.exp(logs)) ** groups[:, None]
+    return round(float(density @ below.prod(axis=0)) * step, AGREEMENT_DIGITS)
 
 
 @lru_cache(maxsize=1 << 14)

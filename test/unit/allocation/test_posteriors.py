@@ -44,7 +44,13 @@ def test_for_an_endless_vote_survival_becomes_the_majority_posterior() -> None:
 @given(st.integers(0, 512), st.integers(0, 512))
 def test_two_groups_have_the_beta_posterior(leader: int, rival: int) -> None:
     expected = majority_posterior(leader, rival)
-    assert largest_share_posterior((leader, rival)) == pytest.approx(expected, abs=1e-5)
+    assert largest_share_posterior((leader, rival)) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("votes", [0, 1, 7, 64, 512])
+@pytest.mark.parametrize("groups", [2, 3, 16, 200])
+def test_groups_of_equal_votes_share_the_posterior(votes: int, groups: int) -> None:
+    assert largest_share_posterior((votes,) * groups) == pytest.approx(1 / groups, abs=1e-5)
 
 
 def test_many_groups_have_the_posterior_of_simulated_shares() -> None:
