@@ -51,6 +51,7 @@ from sglang_dynasor.managers.request_fields import (
     tenant_of,
     without_stamp,
 )
+from sglang_dynasor.managers.stop_patterns import check_short_search
 from sglang_dynasor.programs.result import build_report
 from sglang_dynasor.programs.spec import ProgramSpec
 from sglang_dynasor.scheduling import ProgramKey
@@ -221,6 +222,8 @@ class DynasorTokenizerManager(TokenizerManager):
         except OverflowError as error:  # as it packs the token ids
             raise RequestError(f"prompt: not a token id: {error}", "prompt") from error
         check_tokenized(tokenized, self.model_config.vocab_size)
+        if self.server_args.tp_size > 1:
+            check_short_search(tokenized.sampling_params.stop_regex_strs or ())
         takes_bfloat16 = self.model_config.dtype == torch.bfloat16
         check_embeddings(tokenized, self.model_config.hidden_size, takes_bfloat16)
         self._programs.place(tokenized)
