@@ -40,12 +40,14 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     Printable ASCII and newlines round-trip exactly; any other character becomes ``<unk>``. The
     think tags are ordinary added tokens, so decoding keeps them when special tokens are skipped.
     """
-    from tokenizers import AddedToken, Tokenizer, decoders, models
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     ids = {token: index for index, token in enumerate(VOCABULARY)}
     # Byte-pair encoding without merges is exactly one token per character.
     tokenizer = Tokenizer(models.BPE(vocab=ids, merges=[], unk_token=UNKNOWN, fuse_unk=False))
+    # The model keeps every word it has seen, up to 10,000 of them: a whole prompt must not be one.
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens(
         [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]

@@ -156,3 +156,10 @@ def test_importing_the_models_loads_no_framework() -> None:
         "assert not {'torch', 'sglang', 'transformers'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_tokenizer_keeps_no_prompt_it_has_seen(tokenizer: Any) -> None:
+    """Its model caches whole words: without a split every prompt was one, 2 KB each."""
+    pre_tokenizer = tokenizer.backend_tokenizer.pre_tokenizer
+    assert pre_tokenizer is not None
+    assert [word for word, _ in pre_tokenizer.pre_tokenize_str("12+34")] == list("12+34")
