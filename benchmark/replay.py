@@ -45,8 +45,21 @@ COLUMNS = (
     "samples",
     "rounds",
     "critical_path",
+    "sequential_tokens",
+    "sequential_share",
+    "probe_tokens",
+    "probe_token_share",
 )
-PERCENT = {"accuracy", "harm", "gain", "disagreements", "tokens_saved", "tokens_saved_vs_equal"}
+PERCENT = {
+    "accuracy",
+    "harm",
+    "gain",
+    "disagreements",
+    "tokens_saved",
+    "tokens_saved_vs_equal",
+    "sequential_share",
+    "probe_token_share",
+}
 
 
 def main() -> None:

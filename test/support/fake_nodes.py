@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from sglang_dynasor.certaindex import AnswerGroups, TokenCertainty
 from sglang_dynasor.programs import (
@@ -17,8 +17,10 @@ from sglang_dynasor.programs import (
     ProgramRun,
     ReasoningProgram,
     Start,
+    Watch,
     run_program,
 )
+from sglang_dynasor.programs.client import Probe
 
 # How many of a running node's tokens its client has not seen yet.
 UNSEEN_TOKENS = 2
@@ -34,6 +36,8 @@ class FakeSample:
     aborted: bool = False
     confidence: float | None = None
     stopped: NodeStop | None = None  # in place of completed
+    text: str | None = None  # in place of a boxed answer
+    probes: Mapping[int, str] = field(default_factory=dict)  # what it would answer from there on
 
 
 class FakeNodes:
@@ -57,6 +61,9 @@ class FakeNodes:
         self._unwanted = unwanted
         self._stops: dict[str, asyncio.Event] = {}
         self._cancelled: set[str] = set()
+        self._cut: set[str] = set()
+        self.watches: list[Watch] = []
+        self._watched: dict[str, asyncio.Task[None]] = {}
         self._started_at: dict[str, float] = {}
 
     async def generate(self, start: Start) -> Generated:
@@ -78,6 +85,8 @@ class FakeNodes:
             return self._ended(sample, length)
         finally:
             self.running.discard(node)
+        if node in self._cut:
+            return Generated(sample.text or "s", self._tokens_now(node), "cut")
         if node in self._cancelled:
             self._cancelled.discard(node)
             return Generated("s", self._tokens_now(node), "cancelled")
@@ -93,10 +102,13 @@ class FakeNodes:
         if length < sample.n_tokens:
             stop_reason = "length"
         text = f"so \\boxed{{{sample.answer}}}" if sample.answer else "so"
+        text = text if sample.text is None else sample.text
         return Generated(text, length, stop_reason, _certainty(length, sample.confidence))
 
     async def end(self) -> dict[str, int]:
         self.times_ended += 1
+        for task in self._watched.values():
+            task.cancel()
         tokens = {node: self._tokens_now(node) for node in self.running}
         for node in self.running:
             self._stops[node].set()
@@ -106,10 +118,33 @@ class FakeNodes:
         """Cancel a node as an engine does that needs its room."""
         self.cancel([node])
 
-    def cancel(self, nodes: Sequence[str]) -> None:
+    def cancel(self, nodes: Sequence[str], keep_kv: bool = False) -> None:
         for node in nodes:
-            self._cancelled.add(node)
+            (self._cut if keep_kv else self._cancelled).add(node)
             self._stops[node].set()
+
+    def watch(self, watch: Watch) -> None:
+        self.watches.append(watch)
+        if watch.node in self._watched:
+            self._watched.pop(watch.node).cancel()
+        if watch.every:
+            self._watched[watch.node] = asyncio.ensure_future(self._probe(watch))
+
+    async def _probe(self, watch: Watch) -> None:
+        sample = self._samples[watch.node]
+        while watch.node not in self._started_at:
+            await asyncio.sleep(1)
+        while True:
+            at = (self._tokens_now(watch.node) // watch.every + 1) * watch.every
+            await asyncio.sleep(self._started_at[watch.node] + at - _now())
+            if watch.node not in self.running:
+                return
+            known = [answer for since, answer in sorted(sample.probes.items()) if since <= at]
+            text = f"{known[-1]}}}" if known else ""
+            self.take_probe(Probe(watch.node, at, watch.text, text, len(text), bool(text)))
+
+    def on_probe(self, take: Callable[[Probe], None]) -> None:
+        self.take_probe = take
 
     def demand(self, demand: Demand, draws_seen: int) -> None:
         self.demands.append((demand, draws_seen))

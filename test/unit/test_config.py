@@ -27,8 +27,8 @@ GOOD: dict[str, Any] = {
     "threshold": 0.9,
     "max_branches": 8,
     "min_branches": 2,
-    "grants": "4,2",
-    "draw": "rounds",
+    "grants": "",
+    "draw": "offer",
     "policy": "value",
     "starvation_factor": 7.5,
     "speculative_share": 0.25,
@@ -44,6 +44,12 @@ GOOD: dict[str, Any] = {
     "stop_loops": True,
     "prefix_hold_tokens": 0,
     "profile": "",
+    "pace": 2.5,
+    "probe_interval": 32,
+    "window": 4,
+    "probe_text": "so \\boxed{",
+    "think_end": "</thought>",
+    "chain_profile": "",
 }
 BAD = [
     ("rule", "unknown"),
@@ -77,6 +83,14 @@ BAD = [
     ("prefix_hold_tokens", 1.5),
     ("profile", 3),
     ("profile", "no/such/file.json"),
+    ("pace", 0.5),
+    ("pace", "5"),
+    ("probe_interval", 0),
+    ("window", 0),
+    ("window", 1001),
+    ("probe_text", 1),
+    ("think_end", ""),
+    ("chain_profile", "no/such/file.json"),
     ("unheard_of", 1),
 ]
 

@@ -6,7 +6,7 @@ alone decides, and its decisions reach every rank with the next requests (`StopB
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -177,6 +177,15 @@ class DynasorOutputStreamer(SchedulerOutputStreamer):
 
     has_additional_customized_info = True
     certainty: BranchCertainty
+    probes: Container[Req] = frozenset()
+
+    def stream_output(
+        self, reqs: list[Req], return_logprob: bool, skip_req: Req | None = None
+    ) -> None:
+        # No client waits for a probe.
+        if self.probes:
+            reqs = [req for req in reqs if req not in self.probes]
+        super().stream_output(reqs, return_logprob, skip_req)
 
     def should_build_additional_customized_info(self) -> bool:
         return len(self.certainty) > 0

@@ -19,11 +19,12 @@ from sglang.srt.sampling.sampling_params import CustomParamValue
 
 from sglang_dynasor.errors import RequestError
 from sglang_dynasor.managers.program_messages import CARRIER
+from sglang_dynasor.programs.dialects import ADAPTIVE_COMPUTE
 
 MAX_SAMPLES = 4096
 _LARGEST_INT32 = 2**31 - 1
 _PLACE = re.compile(r"`\$\[(\d+)\]")  # of a field in the array that a request is sent as
-_BODY_MARKS = (CARRIER.encode(), b"program_id", b"\\u00")
+_BODY_MARKS = (CARRIER.encode(), b"program_id", ADAPTIVE_COMPUTE.encode(), b"\\u00")
 
 
 def names_program(obj: GenerateReqInput, request: Request | None) -> bool:

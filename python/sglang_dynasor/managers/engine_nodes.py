@@ -28,11 +28,19 @@ from sglang_dynasor.managers.program_messages import (
     CancelNodesReqInput,
     DemandReqInput,
     EndProgramReqInput,
+    ProbedReqOutput,
+    WatchReqInput,
     stop_reason_of,
 )
 from sglang_dynasor.managers.request_fields import NODE_MARK, with_carrier
-from sglang_dynasor.programs.client import ClientGone, Generated, NodeError, ProgramAborted
-from sglang_dynasor.programs.protocol import Start
+from sglang_dynasor.programs.client import (
+    ClientGone,
+    Generated,
+    NodeError,
+    Probe,
+    ProgramAborted,
+)
+from sglang_dynasor.programs.protocol import Start, Watch
 from sglang_dynasor.scheduling import ProgramKey
 
 # Exact counts of what an ended program cost are worth this wait, and no more.
@@ -56,6 +64,9 @@ class NodeEngine(Protocol):
 
     def generate_node(self, obj: GenerateReqInput) -> AsyncIterator[dict[str, Any]]: ...
 
+    @property
+    def streams_increments(self) -> bool: ...
+
     def seen(self, rid: str) -> tuple[str, int]: ...
 
     def send(self, message: BaseReq) -> None: ...
@@ -70,8 +81,25 @@ class Node:
     name: str
     rid: str
     result: asyncio.Future[Generated]
+    on_sent: Callable[[Node], None]
     sent: bool = False
     task: asyncio.Task[Generated] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Path:
+    """What stands before a node's own output: ids of its prompt and of what follows, as text too.
+
+    Of the ids `n_prompt` are the program's prompt, the rest is the path's.
+    """
+
+    ids: list[int]
+    n_prompt: int
+    text: str = ""
+
+    @property
+    def own_ids(self) -> list[int]:
+        return self.ids[self.n_prompt :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +108,9 @@ class ProgramRequest:
 
     `template` is the request, `input_ids` its prompt, tokenised once, `kind` the class of nodes
     whose lengths are learnt together, `rank` the replica it lives on. `params_of` says what the
-    scheduler is told about a node, `encode` tokenises forced text. `deadline_at` is of the event
-    loop's clock.
+    scheduler is told about a node. `encode` and `decode` are the tokenizer's, `eos_ids` end a text.
+    `on_text` is given each node's output as it comes, with the text of its whole path; None: nobody
+    wants it before its end. `deadline_at` is of the event loop's clock.
     """
 
     template: GenerateReqInput
@@ -92,6 +121,9 @@ class ProgramRequest:
     seed: int
     params_of: Callable[[str], BranchParams]
     encode: Callable[[str], list[int]]
+    decode: Callable[[Sequence[int]], str]
+    eos_ids: frozenset[int] = frozenset()
+    on_text: Callable[[dict[str, Any]], None] | None = None
     deadline_at: float | None = None
 
 
@@ -108,7 +140,9 @@ class EngineNodes:
         instance = secrets.token_hex(4)
         tenant, program_id = program.key
         self._rid_prefix = f"{NODE_MARK}{tenant}/{program_id}::{instance}"
-        self._inputs: dict[str, list[int]] = {}
+        self._paths: dict[str, _Path] = {}
+        self._watches: dict[str, Watch] = {}
+        self._take_probe: Callable[[Probe], None] | None = None
         self._live: dict[str, Node] = {}  # by rid
         self._sent = 0
         self._over = False
@@ -121,7 +155,10 @@ class EngineNodes:
         if self._over or self.unwanted is not None:
             return Generated("", 0, self._cut_reason)
         request = self._request(start)
-        node = Node(start.node, request.rid, asyncio.get_running_loop().create_future())
+        if request is None:
+            return self._without_room(start)
+        future: asyncio.Future[Generated] = asyncio.get_running_loop().create_future()
+        node = Node(start.node, request.rid, future, self._tell_watch)
         self._live[node.rid] = self._engine.unsent_nodes[node.rid] = node
         node.task = asyncio.ensure_future(self._run(node, request))
         node.task.add_done_callback(partial(self._settle, node))
@@ -147,11 +184,52 @@ class EngineNodes:
     def on_draw(self, start: Callable[[int], None]) -> None:
         self.start_drawn = start
 
-    def cancel(self, nodes: Sequence[str]) -> None:
+    def watch(self, watch: Watch) -> None:
+        self._watches[watch.node] = watch
+        for node in self._live.values():
+            if node.name == watch.node and node.sent:
+                self._tell_watch(node)
+
+    def _tell_watch(self, node: Node) -> None:
+        watch = self._watches.get(node.name)
+        if watch is not None:
+            self._send(
+                WatchReqInput,
+                rid=node.rid,
+                every=watch.every,
+                input_ids=self._program.encode(watch.text),
+                max_tokens=watch.max_tokens,
+                measured=watch.measured,
+            )
+
+    def on_probe(self, take: Callable[[Probe], None]) -> None:
+        self._take_probe = take
+
+    def probed(self, answer: ProbedReqOutput) -> None:
+        """A probe of one of the nodes has ended."""
+        name = answer.rid.split(".")[-2]  # as `_request` has put it there
+        watch = self._watches.get(name)
+        if not answer.rid.startswith(self._rid_prefix) or watch is None:
+            return  # of an earlier program with the same id
+        if self._take_probe is not None:
+            self._take_probe(
+                Probe(
+                    name,
+                    answer.at,
+                    watch.text,
+                    answer.text,
+                    answer.n_tokens,
+                    answer.is_whole,
+                    answer.confidence,
+                )
+            )
+
+    def cancel(self, nodes: Sequence[str], keep_kv: bool = False) -> None:
         named = [node for node in self._live.values() if node.name in nodes]
-        self._cut_unsent(named)
+        if not keep_kv:
+            self._cut_unsent(named)
         if rids := [node.rid for node in named if node.sent]:
-            self._send(CancelNodesReqInput, rids=rids)
+            self._send(CancelNodesReqInput, rids=rids, keep_kv=keep_kv)
 
     async def end(self) -> dict[str, int]:
         self._over = True
@@ -205,26 +283,69 @@ class EngineNodes:
         )
 
     async def _run(self, node: Node, request: GenerateReqInput) -> Generated:
+        output: dict[str, Any] = {}
         try:
-            outputs = [item async for item in self._engine.generate_node(request)]
+            async for item in self._engine.generate_node(request):
+                output = self._collected(output, item, request)
+                if self._program.on_text is not None:
+                    self._program.on_text(self._with_path(node.name, output))
         except (HTTPException, ValueError) as error:
             return self._refused(node, error)
         finally:
             self._engine.unsent_nodes.pop(node.rid, None)
-        output = outputs[-1]
         meta = output["meta_info"]
         stop_reason = stop_reason_of(meta["finish_reason"])
         if stop_reason == "aborted" and self.unwanted is None:
             message = meta["finish_reason"].get("message") or "aborted by the engine"
             raise NodeError(message, status_code=503)
+        if stop_reason == "cut" and self._ends_by_itself(output):
+            stop_reason = "completed"
         self.outputs[node.name] = output
         summary = meta.get(SUMMARY)
+        matched = meta["finish_reason"].get("matched")
         return Generated(
-            text=output.get("text") or "",
+            text=self._paths[node.name].text + (output.get("text") or ""),
             n_tokens=meta.get("completion_tokens", 0),
             stop_reason=self._cut_reason if stop_reason == "cancelled" else stop_reason,
             certainty=None if summary is None else TokenCertainty(**summary),
+            matched_stop=matched if isinstance(matched, str) else "",
         )
+
+    def _collected(
+        self, before: dict[str, Any], item: dict[str, Any], request: GenerateReqInput
+    ) -> dict[str, Any]:
+        """An output with all that the node has generated, also where the engine sends pieces."""
+        if not (request.stream and self._engine.streams_increments and before):
+            return item
+        text = before["text"] + item["text"]
+        return {**item, "text": text, "output_ids": [*before["output_ids"], *item["output_ids"]]}
+
+    def _with_path(self, name: str, output: dict[str, Any]) -> dict[str, Any]:
+        """A node's output as that of its whole path."""
+        path = self._paths[name]
+        text = path.text + (output.get("text") or "")
+        return {**output, "text": text, "output_ids": [*path.own_ids, *output["output_ids"]]}
+
+    def path_output(self, name: str, closing: str = "") -> dict[str, Any]:
+        """The output of a finished node's whole path, completed by `closing`."""
+        output = self._with_path(name, self.outputs[name])
+        if closing:
+            output["text"] += closing
+            output["output_ids"] += self._program.encode(closing)
+        return output
+
+    def _ends_by_itself(self, output: dict[str, Any]) -> bool:
+        ids = output["output_ids"]
+        return bool(ids) and ids[-1] in self._program.eos_ids
+
+    def _without_room(self, start: Start) -> Generated:
+        """A node of a path that has used up what the request allows."""
+        assert start.parent is not None
+        output = dict(self.outputs[start.parent])
+        meta = dict(output["meta_info"])
+        meta["finish_reason"] = {"type": "length", "length": meta.get("completion_tokens", 0)}
+        self.outputs[start.node] = {**output, "text": "", "output_ids": [], "meta_info": meta}
+        return Generated(self._paths[start.node].text, 0, "length")
 
     def _refused(self, node: Node, error: HTTPException | ValueError) -> Generated:
         message = str(error.detail if isinstance(error, HTTPException) else error)
@@ -257,34 +378,53 @@ class EngineNodes:
             return
         if not node.result.done():
             text, n_tokens = self._engine.seen(node.rid)
+            text = self._paths[node.name].text + text
             node.result.set_result(Generated(text, n_tokens, self._cut_reason))
         node.task.cancel()
 
-    def _request(self, start: Start) -> GenerateReqInput:
-        """A node's request: the client's own, with the tokens the node continues."""
-        template = self._program.template
-        request = copy.copy(template)
-        request.text = None
-        request.input_ids = self._inputs[start.node] = self._input_ids(start)
+    def _request(self, start: Start) -> GenerateReqInput | None:
+        """A node's request: the client's own, with the tokens the node continues.
+
+        None where its path has used up what the client's request allows.
+        """
+        program = self._program
+        request = copy.copy(program.template)
+        path = self._paths[start.node] = self._path_of(start)
+        params = dict(program.template.sampling_params or {})
+        # Anything but a number is upstream's to refuse, with its own message.
+        own = params.get("max_new_tokens")
+        if isinstance(own, int):
+            own -= len(path.own_ids)
+            if own <= 0 and path.own_ids:
+                return None
+            params["max_new_tokens"] = own
+        if start.max_tokens is not None and (own is None or isinstance(own, int)):
+            params["max_new_tokens"] = min(start.max_tokens, own or start.max_tokens)
         self._sent += 1
+        request.text = None
+        request.input_ids = path.ids
         request.rid = f"{self._rid_prefix}.{self._sent}.{start.node}."
-        request.routed_dp_rank = self._program.rank
-        params = dict(template.sampling_params or {})
-        params["sampling_seed"] = node_seed(self._program.seed, start.node)
-        if start.max_tokens is not None:
-            own = params.get("max_new_tokens")
-            # Anything but a number is upstream's to refuse, with its own message.
-            if own is None or isinstance(own, int):
-                limit = start.max_tokens if own is None else min(own, start.max_tokens)
-                params["max_new_tokens"] = limit
-        fields = self._program.params_of(start.node).to_custom_params()
+        request.routed_dp_rank = program.rank
+        request.stream = program.on_text is not None
+        params["sampling_seed"] = node_seed(program.seed, start.node)
+        fields = program.params_of(start.node).to_custom_params()
         request.sampling_params = with_carrier(params, fields)
         return request
 
-    def _input_ids(self, start: Start) -> list[int]:
+    def _path_of(self, start: Start) -> _Path:
         """The prompt, or a finished parent's input and output, then the forced text."""
-        ids = self._program.input_ids
+        program = self._program
+        path = _Path(program.input_ids, len(program.input_ids))
         if start.parent is not None:
-            output_ids = self.outputs[start.parent]["output_ids"]
-            ids = [*self._inputs[start.parent], *output_ids[: start.keep]]
-        return [*ids, *self._program.encode(start.suffix)] if start.suffix else ids
+            before, output = self._paths[start.parent], self.outputs[start.parent]
+            ids, text = output["output_ids"], output.get("text") or ""
+            if start.keep is not None and start.keep < len(ids):
+                ids = ids[: start.keep]
+                text = program.decode(ids)
+            elif self._ends_by_itself(output):
+                ids = ids[:-1]
+            path = _Path([*before.ids, *ids], path.n_prompt, before.text + text)
+        if not start.suffix:
+            return path
+        ids = [*path.ids, *program.encode(start.suffix)]
+        return _Path(ids, path.n_prompt, path.text + start.suffix)

@@ -19,6 +19,7 @@ from sglang_dynasor.scheduling import ProgramKey
 CARRIER = "dynasor"
 CERTAINTY = "dynasor_certainty"  # of upstream's customized output
 CANCELLED_MESSAGE = "cancelled by its program"  # or to make room for what is needed
+CUT_MESSAGE = "cut by its program"  # to be continued
 STOP_MESSAGES: dict[str, str] = {reason: f"branch {reason}" for reason in get_args(TokenStop)}
 
 RequestStop: TypeAlias = NodeStop | Literal["cancelled", "aborted"]
@@ -29,6 +30,7 @@ _STOP_REASONS: dict[str, RequestStop] = {
 }
 _REASON_OF_MESSAGE: dict[str | None, Any] = {
     CANCELLED_MESSAGE: "cancelled",
+    CUT_MESSAGE: "cut",
     **{message: reason for reason, message in STOP_MESSAGES.items()},
 }
 
@@ -59,12 +61,51 @@ class DemandReqInput(BaseReq, kw_only=True):  # type: ignore[call-arg]
 
 
 class CancelNodesReqInput(BaseReq, kw_only=True):  # type: ignore[call-arg]
-    """End these requests of a program; those that have gone already are passed over."""
+    """End these requests of a program; those that have gone already are passed over.
+
+    With `keep_kv` they are cut: what they have generated stays in the tree, to be continued.
+    """
 
     tenant: str
     program_id: str
     routed_dp_rank: int = 0
     rids: list[str]
+    keep_kv: bool = False
+
+
+class WatchReqInput(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """Probe a request of a program each `every` of its tokens; 0: no more.
+
+    `input_ids` are the forced text, behind which at most `max_tokens` are generated, or up to the
+    end of the box it opens. `measured` asks for the probability of these tokens.
+    """
+
+    tenant: str
+    program_id: str
+    routed_dp_rank: int = 0
+    rid: str
+    every: int
+    input_ids: list[int]
+    max_tokens: int
+    measured: bool = False
+
+
+class ProbedReqOutput(BaseReq, kw_only=True):  # type: ignore[call-arg]
+    """What a probe of a request has generated, `n_tokens` in all, after `at` of its tokens.
+
+    `is_whole`: it has closed its box, or ended by itself. `text` is None for one that was ended
+    with its request: it only counts. `confidence` is the mean probability of its tokens, where it
+    was measured.
+    """
+
+    tenant: str
+    program_id: str
+    rid: str
+    at: int
+    text: str | None
+    n_tokens: int
+    is_whole: bool
+    confidence: float | None = None
 
 
 class EndProgramReqInput(BaseReq, kw_only=True):  # type: ignore[call-arg]
@@ -163,6 +204,8 @@ def register() -> None:
     hook_custom_types(
         DemandReqInput,
         CancelNodesReqInput,
+        WatchReqInput,
+        ProbedReqOutput,
         EndProgramReqInput,
         EndProgramReqOutput,
         DrawReqOutput,

@@ -56,8 +56,8 @@ def program_output(
     if run.outcome.node is None:
         output = _stand_in(run.outcome.stop_reason, generated, weight_version)
     else:
-        output = nodes.outputs[run.outcome.node]
-        if output["meta_info"]["finish_reason"]["type"] == "abort":  # a branch rule ended it
+        output = nodes.path_output(run.outcome.node, run.outcome.closing)
+        if output["meta_info"]["finish_reason"]["type"] == "abort":  # a rule ended it
             output["meta_info"]["finish_reason"] = {"type": "stop", "matched": None}
     output["meta_info"].update(
         id=rid,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -23,6 +23,7 @@ from sglang_dynasor.managers.program_messages import (
     DrawReqOutput,
     EndProgramReqInput,
     EndProgramReqOutput,
+    ProbedReqOutput,
 )
 from sglang_dynasor.managers.replicas import replica_loads
 from sglang_dynasor.managers.request_fields import as_list, node_params, stamp_of
@@ -66,10 +67,12 @@ class ProgramService:
         tenant: str,
         obj: GenerateReqInput,
         request: Request | None,
+        on_text: Callable[[dict[str, Any]], None] | None = None,
     ) -> tuple[ProgramRun, EngineNodes]:
         """Run a program to its outcome; also returns its nodes.
 
-        Raises RequestError where its ids are in use or nothing could answer.
+        `on_text` is given what its nodes generate as it comes. Raises RequestError where its ids
+        are in use or nothing could answer.
         """
         loop = asyncio.get_running_loop()
         expires_at = None if program.deadline_s is None else loop.time() + program.deadline_s
@@ -77,7 +80,7 @@ class ProgramService:
         watched = None if obj.background else request
         async with self._running.run(key, obj.rid, watched) as running:
             with self._at_home([key], obj):
-                nodes = await self._nodes(program, key, obj, expires_at)
+                nodes = await self._nodes(program, key, obj, expires_at, on_text)
                 running.attach(nodes)
                 try:
                     run = await run_program(
@@ -97,9 +100,11 @@ class ProgramService:
         key: ProgramKey,
         obj: GenerateReqInput,
         expires_at: float | None,
+        on_text: Callable[[dict[str, Any]], None] | None,
     ) -> EngineNodes:
         input_ids = obj.input_ids or (await self._manager._tokenize_texts(obj.text))[0]
         seed = (obj.sampling_params or {}).get("sampling_seed")
+        tokenizer = self._manager.tokenizer
         return EngineNodes(
             self,
             ProgramRequest(
@@ -110,7 +115,10 @@ class ProgramService:
                 rank=self._residences.rank(key),
                 seed=secrets.randbits(31) if seed is None else seed,
                 params_of=partial(node_params, program, key.tenant),
-                encode=partial(self._manager.tokenizer.encode, add_special_tokens=False),
+                encode=partial(tokenizer.encode, add_special_tokens=False),
+                decode=partial(tokenizer.decode, skip_special_tokens=True),
+                eos_ids=frozenset(self._manager.model_config.hf_eos_token_id or ()),
+                on_text=on_text,
                 deadline_at=expires_at,
             ),
         )
@@ -195,6 +203,7 @@ class ProgramService:
         node = self.unsent_nodes.pop(rid, None)
         if node is not None:
             node.sent = True
+            node.on_sent(node)
         if self._aborted_stamps and (state := self._manager.rid_to_state.get(rid)) is not None:
             stamp = stamp_of(getattr(state.obj, "sampling_params", None))
             if id(stamp) in self._aborted_stamps:
@@ -230,6 +239,15 @@ class ProgramService:
         program = self._running.get(ProgramKey(answer.tenant, answer.program_id))
         if program is not None:  # otherwise it has ended meanwhile
             program.draw(answer.count)
+
+    def handle_probed(self, answer: ProbedReqOutput) -> None:
+        program = self._running.get(ProgramKey(answer.tenant, answer.program_id))
+        if program is not None:
+            program.probed(answer)
+
+    @property
+    def streams_increments(self) -> bool:
+        return bool(self._manager.incremental_streaming_output)
 
     @property
     def is_pause(self) -> bool:

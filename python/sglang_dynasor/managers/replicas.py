@@ -13,9 +13,10 @@ from sglang_dynasor.managers.program_messages import (
     CancelNodesReqInput,
     DemandReqInput,
     EndProgramReqInput,
+    WatchReqInput,
 )
 
-_TO_ONE_REPLICA = (DemandReqInput, CancelNodesReqInput, EndProgramReqInput)
+_TO_ONE_REPLICA = (DemandReqInput, WatchReqInput, CancelNodesReqInput, EndProgramReqInput)
 
 
 def replica_loads(manager: Any, status: list[bool] | None) -> dict[int, float]:

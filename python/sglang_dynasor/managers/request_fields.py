@@ -1,8 +1,9 @@
 """Find the program fields of a request, whatever surface it came through.
 
-Sources: the JSON body's top-level `dynasor` and `program_id` (upstream's request models drop
-unknown keys, so the body is read here) and `sampling_params.custom_params["dynasor"]`, the only one
-an offline call has. Nothing reaches the scheduler process before it was checked here.
+Sources: the JSON body's top-level `dynasor`, `program_id`, `adaptive_compute` (upstream's request
+models drop unknown keys, so the body is read here) and `custom_params["dynasor"]` of the sampling
+parameters, the only one an offline call has. Nothing reaches the scheduler process before it was
+checked here.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.errors import RequestError
 from sglang_dynasor.managers.program_messages import CARRIER, BranchParams
+from sglang_dynasor.programs.dialects import ADAPTIVE_COMPUTE, fields_of_adaptive_compute
 from sglang_dynasor.programs.spec import ProgramSpec, ResolvedProgram
 
 DEFAULT_TENANT = ""
 NODE_MARK = "/"  # the first letter of the request ids of nodes, and of no other
+_GRAMMARS = ("json_schema", "regex", "ebnf", "structural_tag")
 _SMALLEST_TEMPERATURE = 1e-6  # below it upstream takes the likeliest token
 
 
@@ -84,7 +87,8 @@ async def _body_fields(request: Request | None) -> dict[str, Any]:
         return {}  # a route with a body format of its own; it has no program fields
     if not isinstance(body, dict):
         return {}
-    return {key: body[key] for key in (CARRIER, "program_id") if body.get(key) is not None}
+    known = (CARRIER, "program_id", ADAPTIVE_COMPUTE)
+    return {key: body[key] for key in known if body.get(key) is not None}
 
 
 def _split(
@@ -103,6 +107,11 @@ def _split(
 
 
 def _merge(body: dict[str, Any], fields: object) -> ProgramSpec | None:
+    if ADAPTIVE_COMPUTE in body:
+        if CARRIER in body or fields is not None:
+            message = f"{ADAPTIVE_COMPUTE}: given together with dynasor, give one of them"
+            raise RequestError(message, ADAPTIVE_COMPUTE)
+        fields = fields_of_adaptive_compute(body[ADAPTIVE_COMPUTE])
     if CARRIER in body and fields is not None:
         raise RequestError("dynasor: given both at the top level and in custom_params", CARRIER)
     fields = body.get(CARRIER, fields)
@@ -196,13 +205,16 @@ def is_greedy(sampling_params: dict[str, Any]) -> bool:
     return is_zero or sampling_params.get("top_k") == 1
 
 
+def is_constrained(sampling_params: dict[str, Any]) -> bool:
+    """Whether the output is bound to a grammar."""
+    return any(sampling_params.get(name) for name in _GRAMMARS)
+
+
 def single_request(obj: GenerateReqInput) -> GenerateReqInput:
     """The request whose prompt a program samples; a list of one prompt is that prompt.
 
     Raises RequestError for what a program cannot take, naming the field.
     """
-    if obj.stream:
-        raise RequestError("stream: not supported together with dynasor.algorithm", "stream")
     for params in as_list(obj.sampling_params):
         if isinstance(params, dict) and params.get("n", 1) != 1:
             message = "n: must be 1 together with dynasor.algorithm; see dynasor.max_branches"

@@ -11,6 +11,7 @@ from fastapi import Request
 
 from sglang_dynasor.errors import RequestError
 from sglang_dynasor.managers.engine_nodes import EngineNodes
+from sglang_dynasor.managers.program_messages import ProbedReqOutput
 from sglang_dynasor.programs.client import ClientGone, ProgramAborted
 from sglang_dynasor.scheduling import ProgramKey
 
@@ -43,6 +44,11 @@ class RunningProgram:
         """The scheduler has room for `count` of the offered nodes."""
         if self._nodes is not None and self._nodes.start_drawn is not None:
             self._nodes.start_drawn(count)
+
+    def probed(self, answer: ProbedReqOutput) -> None:
+        """A probe of one of its nodes has ended."""
+        if self._nodes is not None:
+            self._nodes.probed(answer)
 
 
 class RunningPrograms:

@@ -6,6 +6,7 @@ admission loop whenever requests wait and the batch has room.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
@@ -17,9 +18,12 @@ from sglang_dynasor.scheduling import ProgramScheduler
 class DynasorSchedulePolicy(SchedulePolicy):
     """Orders by program while one is there, else as upstream does."""
 
-    def __init__(self, programs: ProgramScheduler, *args: Any) -> None:
+    def __init__(
+        self, programs: ProgramScheduler, is_probe: Callable[[Req], bool], *args: Any
+    ) -> None:
         super().__init__(*args)
         self._programs = programs
+        self._is_probe = is_probe
 
     def calc_priority(
         self,
@@ -29,6 +33,8 @@ class DynasorSchedulePolicy(SchedulePolicy):
     ) -> None:
         if not self._programs.order(waiting_queue):
             super().calc_priority(waiting_queue, running_batch, processed_tokens)
+        if len(self._programs.probes):  # they stay for this pass only
+            waiting_queue.sort(key=lambda req: not self._is_probe(req))
         # Held siblings leave the queue for the length of this pass only: aborts see them.
         self._programs.hold(waiting_queue)
 

@@ -27,8 +27,10 @@ from sglang_dynasor.config import UPSTREAM_POLICIES, DynasorConfig
 from sglang_dynasor.handshake import handshake_info
 from sglang_dynasor.managers.branch_certainty import BranchCertainty, DynasorOutputStreamer
 from sglang_dynasor.managers.certainty_observer import CertaintyObserver
+from sglang_dynasor.managers.probes import EngineProbes
 from sglang_dynasor.managers.program_messages import (
     CANCELLED_MESSAGE,
+    CUT_MESSAGE,
     STOP_MESSAGES,
     BranchParams,
     CancelNodesReqInput,
@@ -37,6 +39,7 @@ from sglang_dynasor.managers.program_messages import (
     EndProgramReqInput,
     EndProgramReqOutput,
     StopBranchesReqInput,
+    WatchReqInput,
 )
 from sglang_dynasor.managers.schedule_policy import DynasorSchedulePolicy
 from sglang_dynasor.managers.stop_patterns import limit_stop_patterns
@@ -55,6 +58,7 @@ class DynasorScheduler(Scheduler):
     programs: ProgramScheduler
     certainty: BranchCertainty
     certainty_observer: CertaintyObserver | None
+    probes: EngineProbes
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.dynasor_config = DynasorConfig.from_environment()
@@ -73,7 +77,9 @@ class DynasorScheduler(Scheduler):
 
     def init_output_streamer(self) -> None:
         super().init_output_streamer()
+        self.probes = EngineProbes(self)
         self.output_streamer.certainty = self.certainty
+        self.output_streamer.probes = self.probes
 
     def get_output_streamer_class(self) -> type[SchedulerOutputStreamer]:
         return DynasorOutputStreamer
@@ -86,6 +92,7 @@ class DynasorScheduler(Scheduler):
         self.programs = self._new_programs(None if policy in UPSTREAM_POLICIES else policy)
         self.policy = DynasorSchedulePolicy(
             self.programs,
+            lambda req: req in self.probes,
             self.schedule_policy,
             self.tree_cache,
             self.enable_hierarchical_cache,
@@ -102,6 +109,7 @@ class DynasorScheduler(Scheduler):
             max_offered=config.max_offered,
             hold_tokens=config.prefix_hold_tokens,
             page_size=self.page_size,
+            places=self.max_running_requests,
         )
 
     def init_request_dispatcher(self) -> None:
@@ -111,6 +119,7 @@ class DynasorScheduler(Scheduler):
             (CancelNodesReqInput, self.cancel_nodes),
             (EndProgramReqInput, self.end_program),
             (StopBranchesReqInput, self.stop_branches),
+            (WatchReqInput, self.watch),
         ]
         self._request_dispatcher += TypeBasedDispatcher(messages)
 
@@ -159,13 +168,21 @@ class DynasorScheduler(Scheduler):
         if params.measured and self.certainty_observer is not None:
             self.certainty.open(req.rid, params.rule, params.token_values)
 
+    def get_next_batch_to_run(self, running_batch: ScheduleBatch, last_batch: Any) -> Any:
+        forked = self.probes.fork_due(running_batch, last_batch)
+        plan = super().get_next_batch_to_run(running_batch, last_batch)
+        self.probes.drop_unplaced(forked)
+        return plan
+
     def get_new_batch_prefill(self, running_batch: ScheduleBatch) -> Any:
         plan = super().get_new_batch_prefill(running_batch)
         self.programs.release(self.waiting_queue)
         if plan.batch_to_run is not None:
             self.programs.admitted(plan.batch_to_run.reqs)
         if self.programs:
-            self._follow(self.programs.after_pass(self._load_of(plan)))
+            self._follow(
+                self.programs.after_pass(self.load_of(plan.running_batch, plan.batch_to_run))
+            )
         return plan
 
     def run_batch(self, batch: ScheduleBatch, *args: Any, **kwargs: Any) -> Any:
@@ -180,11 +197,20 @@ class DynasorScheduler(Scheduler):
         self.programs.advance(batch.extend_num_tokens if is_extend else len(batch.reqs))
         for req in batch.reqs:
             if req.finished():
-                completed = not isinstance(req.finished_reason, FINISH_ABORT)
-                self.programs.finished(req, completed)
+                self._note_end(req)
+            elif req in self.probes:
+                self.probes.end_if_answered(req)
             elif is_extend and req.output_ids:
                 self.programs.prefilled(req)
         self._answer_ended_programs()
+
+    def _note_end(self, req: Req) -> None:
+        if req in self.probes:
+            self.probes.take(req)
+            return
+        completed = not isinstance(req.finished_reason, FINISH_ABORT)
+        self.programs.finished(req, completed)
+        self._cancel(self.probes.of([req]))
 
     def send_abort_output(self, abort_req: AbortReq, req: Req) -> None:
         # Upstream reports here every request that leaves a queue outside the output stream.
@@ -216,9 +242,21 @@ class DynasorScheduler(Scheduler):
         )
 
     def cancel_nodes(self, recv_req: CancelNodesReqInput) -> None:
-        """End some requests of a program."""
+        """End some requests of a program, or cut them, to be continued."""
         key = ProgramKey(recv_req.tenant, recv_req.program_id)
-        self._cancel(self.programs.cancel(key, recv_req.rids))
+        if not recv_req.keep_kv:
+            self._cancel(self.programs.cancel(key, recv_req.rids))
+            return
+        for req in self.programs.named(key, recv_req.rids):
+            if not req.finished() and req.to_finish is None:
+                req.to_finish = FINISH_ABORT(CUT_MESSAGE)
+
+    def watch(self, recv_req: WatchReqInput) -> None:
+        """Probe a request of a program from now on, or no more."""
+        key = ProgramKey(recv_req.tenant, recv_req.program_id)
+        tokens = len(recv_req.input_ids) + recv_req.max_tokens
+        for req in self.programs.named(key, [recv_req.rid]):
+            self.programs.probes.watch(req, recv_req.every, tokens, recv_req)
 
     def end_program(self, recv_req: EndProgramReqInput) -> None:
         """End every request of a program; the answer follows when the last one has drained."""
@@ -243,13 +281,13 @@ class DynasorScheduler(Scheduler):
 
     # What follows.
 
-    def _load_of(self, plan: Any) -> Load:
-        batch = plan.running_batch
-        running = batch.batch_size()
-        if plan.batch_to_run is not None:
-            running += plan.batch_to_run.batch_size()
+    def load_of(self, running_batch: ScheduleBatch, new_batch: ScheduleBatch | None) -> Load:
+        """How full the engine is with these two batches."""
+        running = running_batch.batch_size()
+        if new_batch is not None:
+            running += new_batch.batch_size()
         kv = self.token_to_kv_pool_allocator.available_size() + self.tree_cache.evictable_size()
-        return Load(running, len(self.waiting_queue), batch.batch_is_full, kv)
+        return Load(running, len(self.waiting_queue), running_batch.batch_is_full, kv)
 
     def _follow(self, directives: Directives) -> None:
         self._cancel(directives.cancel)
@@ -264,20 +302,21 @@ class DynasorScheduler(Scheduler):
         """
         if not reqs:
             return
-        for req in self._taken_from_queues(set(reqs)):
+        reqs = [*reqs, *self.probes.of(reqs)]
+        for req in self.taken_from_queues(set(reqs)):
             self._release_aborted_request(req)
             if req.kv.holds_mamba:
                 release_kv_cache(req, self.tree_cache, checkpoint=False)
             reason = {"type": "abort", "message": CANCELLED_MESSAGE}
             self.send_abort_output(AbortReq(rid=req.rid, finished_reason=reason), req)
         for req in reqs:
-            if req in self.programs and not req.finished():
+            if (req in self.programs or req in self.probes) and not req.finished():
                 _end_at_next_token(req, CANCELLED_MESSAGE)
                 if req is self.chunked_req:
                     req.discard_output_reason = req.to_finish  # what its client is told
                     self._pending_chunked_abort_req = req
 
-    def _taken_from_queues(self, reqs: set[Req]) -> list[Req]:
+    def taken_from_queues(self, reqs: set[Req]) -> list[Req]:
         """Take these requests out of upstream's queues of a place and of a grammar."""
         grammars = self.grammar_manager
         taken = [req for req in (*self.waiting_queue, *grammars.grammar_queue) if req in reqs]

@@ -28,9 +28,11 @@ from sglang_dynasor.managers.edge_checks import (
     names_program,
 )
 from sglang_dynasor.managers.program_messages import (
+    CARRIER,
     CERTAINTY,
     DrawReqOutput,
     EndProgramReqOutput,
+    ProbedReqOutput,
 )
 from sglang_dynasor.managers.program_output import (
     add_certainty,
@@ -38,10 +40,12 @@ from sglang_dynasor.managers.program_output import (
     program_output,
 )
 from sglang_dynasor.managers.program_service import ProgramService
+from sglang_dynasor.managers.program_stream import ProgramStream
 from sglang_dynasor.managers.request_fields import (
     DEFAULT_TENANT,
     check_member_samples,
     check_request_ids,
+    is_constrained,
     is_greedy,
     member_params,
     read_program_fields,
@@ -52,9 +56,12 @@ from sglang_dynasor.managers.request_fields import (
     without_stamp,
 )
 from sglang_dynasor.managers.stop_patterns import check_short_search
+from sglang_dynasor.programs.params import RequestTraits
 from sglang_dynasor.programs.result import build_report
-from sglang_dynasor.programs.spec import ProgramSpec
+from sglang_dynasor.programs.spec import ProgramSpec, ResolvedProgram
 from sglang_dynasor.scheduling import ProgramKey
+
+_THOUGHT_TAIL = 8  # tokens of a prompt that tell whether it opens a thought
 
 
 class DynasorTokenizerManager(TokenizerManager):
@@ -95,6 +102,7 @@ class DynasorTokenizerManager(TokenizerManager):
         answers: list[tuple[type, Callable[[Any], None]]] = [
             (EndProgramReqOutput, lambda answer: self._programs.handle_end(answer)),
             (DrawReqOutput, lambda answer: self._programs.handle_draw(answer)),
+            (ProbedReqOutput, lambda answer: self._programs.handle_probed(answer)),
         ]
         self._result_dispatcher += TypeBasedDispatcher(answers)
 
@@ -121,7 +129,8 @@ class DynasorTokenizerManager(TokenizerManager):
         tenant = tenant_of(request) if any(specs) else DEFAULT_TENANT
         ours = [spec for spec in specs if spec is not None and spec.runs_in_engine]
         if ours:
-            yield await self._run_program(obj, ours[0], tenant, request)
+            async for output in self._run_program(obj, ours[0], tenant, request):
+                yield output
             return
         members = [
             None if spec is None or spec.mode == "off" else spec.resolve(self.dynasor_config)
@@ -195,21 +204,54 @@ class DynasorTokenizerManager(TokenizerManager):
 
     async def _run_program(
         self, given: GenerateReqInput, spec: ProgramSpec, tenant: str, request: Request | None
-    ) -> Any:
-        started = time.perf_counter()
+    ) -> AsyncIterator[Any]:
+        """One output, or a stream of them; a program with several branches streams its last."""
         self.auto_create_handle_loop()
         obj = single_request(given)
         effective = {**self.preferred_sampling_params, **(obj.sampling_params or {})}
-        program = spec.resolve(self.dynasor_config, greedy=is_greedy(effective))
-        run, nodes = await self._programs.run(program, tenant, obj, request)
+        traits = RequestTraits(
+            is_greedy(effective),
+            is_constrained(effective),
+            self._opens_thought(obj),
+        )
+        program = spec.resolve(self.dynasor_config, traits)
+        if not given.stream:
+            output = await self._outcome_of(program, tenant, obj, request, None)
+            yield output if obj is given else [output]
+            return
+        stream = ProgramStream(self.incremental_streaming_output)
+        on_text = stream.put if program.settings.streams else None
+        running = self._outcome_of(program, tenant, obj, request, on_text)
+        async for output in stream.following(running):
+            if CARRIER in output["meta_info"]:
+                note_streamed(given, output, incremental=False)
+            yield output
+
+    async def _outcome_of(
+        self,
+        program: ResolvedProgram,
+        tenant: str,
+        obj: GenerateReqInput,
+        request: Request | None,
+        on_text: Callable[[dict[str, Any]], None] | None,
+    ) -> dict[str, Any]:
+        started = time.perf_counter()
+        run, nodes = await self._programs.run(program, tenant, obj, request, on_text)
         seconds = time.perf_counter() - started
         report = build_report(program, run, nodes.prompt_tokens, seconds)
         add_certainty(report, program, nodes, run)
         if program.settings.measured and self._unmeasured:
             report["inactive"] = {**report["inactive"], VALUES: self._unmeasured}
         version = self.config_value("weight_version")
-        output = program_output(nodes, run, report, obj.rid or program.program_id, version)
-        return output if obj is given else [output]
+        return program_output(nodes, run, report, obj.rid or program.program_id, version)
+
+    def _opens_thought(self, obj: GenerateReqInput) -> bool:
+        """Whether the prompt ends inside a thought."""
+        think_start = self.dynasor_config.think_end.replace("/", "", 1)
+        if obj.text is not None:
+            return str(obj.text).rstrip().endswith(think_start)
+        tail = self.tokenizer.decode(list(obj.input_ids or ())[-_THOUGHT_TAIL:])
+        return str(tail).rstrip().endswith(think_start)
 
     async def end_program(self, key: ProgramKey) -> dict[str, int]:
         """End a program, whoever drives it; returns the tokens of its live requests by rid."""

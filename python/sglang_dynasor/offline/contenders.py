@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -27,17 +27,22 @@ from sglang_dynasor.offline.curve import CurvePoint, cheapest_equal, share_saved
 from sglang_dynasor.offline.replay import Contender, Order, Sample, Samples
 from sglang_dynasor.offline.traces import TraceProblem, TraceSample
 from sglang_dynasor.programs import Replayed
+from sglang_dynasor.programs.branch_probes import ProbePlan
 
 BOOTSTRAP_SAMPLES = 1000
 DEEPCONF_WARM_UP = 16
 _INTERVAL_PERCENT = (2.5, 97.5)
 ONE_AT_A_TIME = FixedGrants((1,))
+# How many times the fewest branches that could settle the vote `dynasor_pace` keeps running.
+PACE = 5.0
+EVERY_RECORDED_PROBE = ProbePlan(every=1)
 
 
 def contenders(max_branches: int) -> dict[str, Contender]:
     """Every rule in the form its authors use it, and ours as shipped; none is tuned to a file."""
     esc, decided, dynasor = EscRule(), DecidedRule(), DynasorRule()
     warm_up = min(DEEPCONF_WARM_UP, max_branches)
+    paced = Contender(dynasor, AdaptiveGrants(dynasor), offers=True, pace=PACE)
     return {
         "threshold": Contender(
             ThresholdRule(recheck=False), FixedGrants((5, max(1, max_branches - 5)))
@@ -56,6 +61,10 @@ def contenders(max_branches: int) -> dict[str, Contender]:
         "decided": Contender(decided, AdaptiveGrants(decided)),
         "dynasor": Contender(dynasor, AdaptiveGrants(dynasor)),
         "dynasor_offers": Contender(dynasor, AdaptiveGrants(dynasor), offers=True),
+        "dynasor_pace": paced,
+        # As the former where a trace has no probes.
+        "dynasor_running": replace(paced, probes=EVERY_RECORDED_PROBE),
+        "dynasor_all_at_once": replace(paced, pace=float(max_branches)),
     }
 
 
@@ -64,7 +73,8 @@ class Figures:
     """Means over problems and shuffles; shares are fractions, the rest is per problem.
 
     `harm`: the full vote is right and the rule wrong; `gain`: the reverse; `disagreements`: other
-    answers than the full vote's. `critical_path` is the longest token path in mean branch lengths.
+    answers than the full vote's. `critical_path` is the longest token path in mean branch lengths,
+    `sequential_tokens` the same in tokens. `tokens` hold `probe_tokens`.
     """
 
     accuracy: float
@@ -75,6 +85,8 @@ class Figures:
     samples: float
     rounds: float
     critical_path: float
+    sequential_tokens: float
+    probe_tokens: float
 
 
 _FIELDS = tuple(field.name for field in fields(Figures))
@@ -102,6 +114,9 @@ class Comparison:
         row = {field: getattr(figures, field) for field in _FIELDS}
         row["tokens_saved"] = float(share_saved(figures.tokens, self.figures("fixed").tokens))
         row["tokens_saved_vs_equal"] = float(share_saved(figures.tokens, equal.tokens))
+        fixed = self.figures("fixed")
+        row["sequential_share"] = figures.sequential_tokens / (fixed.sequential_tokens or 1.0)
+        row["probe_token_share"] = figures.probe_tokens / (figures.tokens or 1.0)
         return row
 
     def interval(self, name: str, seed: int = 0) -> dict[str, tuple[float, float]]:
@@ -192,7 +207,9 @@ class Shuffles:
         self._id = problem.id
         self._max_branches = max_branches
         self._samples = [_sample(recorded) for recorded in problem.samples]
-        self.keys = {sample.answer: canonical_key(sample.answer) for sample in problem.samples}
+        answers = {sample.answer for sample in problem.samples}
+        answers |= {probe.answer for sample in problem.samples for probe in sample.probes}
+        self.keys = {answer: canonical_key(answer) for answer in answers}
         # A trace's own labels, where it has them, know more than the spelling of the gold answer.
         self.right = {self.keys[sample.answer] for sample in problem.samples if sample.correct}
         if all(sample.correct is None for sample in problem.samples):
@@ -212,15 +229,23 @@ class Shuffles:
             replayed.finished,
             replayed.outcome.rounds,
             replayed.sequential_tokens,
+            replayed.probe_tokens,
         )
 
     def fixed(self, samples: Sequence[Sample], full: str | None) -> list[float]:
         """The row of the fixed maximum: every branch at once."""
         lengths = [sample.n_tokens for sample in samples]
-        return self._row(full, full, sum(lengths), len(lengths), 1, max(lengths))
+        return self._row(full, full, sum(lengths), len(lengths), 1, max(lengths), 0)
 
     def _row(
-        self, key: str | None, full: str | None, tokens: int, samples: int, rounds: int, path: int
+        self,
+        key: str | None,
+        full: str | None,
+        tokens: int,
+        samples: int,
+        rounds: int,
+        path: int,
+        probe_tokens: int,
     ) -> list[float]:
         right, full_right = key in self.right, full in self.right
         return [
@@ -232,9 +257,17 @@ class Shuffles:
             samples,
             rounds,
             path / (self.mean_tokens or 1.0),
+            path,
+            probe_tokens,
         ]
 
 
 def _sample(recorded: TraceSample) -> Sample:
     confidence = (recorded.certainty or {}).get("lowest_group")
-    return Sample(recorded.answer, recorded.n_tokens, recorded.correct, confidence)
+    return Sample(
+        recorded.answer,
+        recorded.n_tokens,
+        recorded.correct,
+        confidence,
+        probes=recorded.probes,
+    )

@@ -15,13 +15,16 @@ from sglang_dynasor.certaindex import (
     WeightedTracker,
     canonical_key,
 )
+from sglang_dynasor.offline.traces import TraceProbe
 from sglang_dynasor.programs import (
     Finished,
+    Probed,
     Replayed,
     SelfConsistency,
     SelfConsistencySettings,
     replay_nodes,
 )
+from sglang_dynasor.programs.branch_probes import ProbePlan
 
 Order = Literal["sequential", "concurrent"]
 _SLOTS: dict[Order, int | None] = {"sequential": 1, "concurrent": None}
@@ -33,7 +36,7 @@ class Sample:
 
     `confidence` is the weight of its vote where votes are weighted, 0 where it was not measured. A
     `pruned` one has no vote; its tokens are all counted, for a trace does not tell when it would
-    have been stopped.
+    have been stopped. `probes` are what it would have answered on its way.
     """
 
     answer: str
@@ -41,20 +44,23 @@ class Sample:
     correct: bool | None = None
     confidence: float | None = None
     pruned: bool = False
+    probes: Sequence[TraceProbe] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Contender:
     """Self-consistency with a stop rule and the grants it is used with.
 
-    `offers`: branches start one by one instead, as many as `grants` would; `weighted`: votes count
-    by confidence.
+    `offers`: branches start one by one instead, as many as `grants` would, or `pace` times as many;
+    `probes`: how running ones are probed; `weighted`: votes count by confidence.
     """
 
     rule: StopRule
     grants: GrantPolicy
     offers: bool = False
     weighted: bool = False
+    pace: float | None = None
+    probes: ProbePlan | None = None
 
     @property
     def one_at_a_time(self) -> bool:
@@ -68,6 +74,8 @@ class Contender:
             rule=self.rule,
             grants=self.grants,
             offers=self.offers,
+            pace=self.pace,
+            probes=self.probes,
             vote="weighted" if self.weighted else "majority",
         )
 
@@ -92,6 +100,23 @@ class Samples:
         }
         self._key_of = key_of
         self._counted: dict[bool, Counted] = {}
+        self._probed: dict[str, list[Probed]] = {}
+
+    def probes_of(self, node: str) -> Sequence[Probed]:
+        """What a sample would have answered on its way."""
+        if node not in self._probed:
+            self._probed[node] = [
+                Probed(
+                    node,
+                    probe.at,
+                    probe.answer,
+                    self._key_of(probe.answer),
+                    probe.hedged,
+                    probe.certainty,
+                )
+                for probe in self.samples[int(node)].probes
+            ]
+        return self._probed[node]
 
     def counted(self, weighted: bool = False) -> Counted:
         """What is known after each sample, in their order."""
@@ -113,7 +138,12 @@ class Samples:
         if order == "sequential":
             tracker = CountedVotes(self.counted(contender.weighted))
         program = SelfConsistency(contender.settings(len(self.samples)), tracker)
-        return replay_nodes(program, lambda start: self.nodes[start.node], _SLOTS[order])
+        return replay_nodes(
+            program,
+            lambda start: self.nodes[start.node],
+            _SLOTS[order],
+            probes_of=self.probes_of,
+        )
 
 
 class Counted:

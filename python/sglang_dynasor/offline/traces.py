@@ -6,6 +6,7 @@ import gzip
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -28,6 +29,26 @@ def _empty_for_null(value: Any) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
+class TraceProbe:
+    """What a running branch would have answered after `at` of its tokens.
+
+    `certainty`, where measured, is the mean probability of the answer's tokens, 0 to 1.
+    """
+
+    at: Annotated[int, Field(ge=0)]
+    answer: Annotated[str, BeforeValidator(_empty_for_null)] = ""
+    hedged: bool = False
+    certainty: Annotated[float, Field(ge=0, le=1)] | None = None
+
+
+def _in_order(probes: tuple[TraceProbe, ...]) -> tuple[TraceProbe, ...]:
+    places = [probe.at for probe in probes]
+    if any(later <= earlier for earlier, later in pairwise(places)):
+        raise ValueError("must have a rising `at`")
+    return probes
+
+
+@dataclass(frozen=True, slots=True)
 class TraceSample:
     """One recorded branch.
 
@@ -35,6 +56,7 @@ class TraceSample:
     none; `n_tokens` counts generated tokens: an empty generation has 0, and no answer whatever was
     recorded; `reward` is a reward model's raw score, any real.
     `certainty` holds the fields of `TokenCertainty` that were measured, nats; None where none was.
+    `probes` are what it would have answered on its way.
     """
 
     answer: Annotated[str, BeforeValidator(_empty_for_null)]
@@ -42,6 +64,7 @@ class TraceSample:
     correct: bool | None = None
     reward: FiniteFloat | None = None
     certainty: Mapping[str, FiniteFloat] | None = None
+    probes: Annotated[tuple[TraceProbe, ...], AfterValidator(_in_order)] = ()
 
 
 def _unanswered_if_empty(sample: TraceSample) -> TraceSample:

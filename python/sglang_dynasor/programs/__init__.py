@@ -25,12 +25,14 @@ from sglang_dynasor.programs.protocol import (
     Granted,
     NodeStop,
     Outcome,
+    Probed,
     ProgramStop,
     ReasoningProgram,
     Regrouped,
     ShadowOutcome,
     Start,
     Trimmed,
+    Watch,
 )
 from sglang_dynasor.programs.recorded import Replayed, replay_nodes
 from sglang_dynasor.programs.registry import ALGORITHMS, Algorithm
@@ -69,6 +71,7 @@ __all__ = [
     "NodeStop",
     "Outcome",
     "Params",
+    "Probed",
     "Program",
     "ProgramAborted",
     "ProgramResult",
@@ -87,6 +90,7 @@ __all__ = [
     "ShadowOutcome",
     "Start",
     "Trimmed",
+    "Watch",
     "build_report",
     "grouping_of",
     "replay_nodes",

@@ -9,7 +9,7 @@ from functools import partial
 from typing import NamedTuple
 
 from sglang_dynasor.certaindex import extract_answer
-from sglang_dynasor.programs.client import Generated
+from sglang_dynasor.programs.client import Generated, Probe
 from sglang_dynasor.programs.grouping import Grouping
 
 # One cut off by its length, or in a loop, has not answered.
@@ -69,6 +69,12 @@ class Answers:
                 await self._prepare(answer)
             group = self._grouping.key(answer)
             return Reading(answer, group, self._note(node, answer))
+
+    async def read_probe(self, probe: Probe) -> Reading:
+        """Read what a probe answers; "" where it is not whole. Its name is NODE@AT."""
+        text = f"{probe.forced}{probe.text}" if probe.is_whole else ""
+        name = f"{probe.node}@{probe.at}"
+        return await self.read(name, Generated(text, probe.n_tokens, "completed"))
 
     def settle(self) -> None:
         """Wait for nothing any more: what has no verdict yet takes that of its spelling."""

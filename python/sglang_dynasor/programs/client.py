@@ -9,21 +9,42 @@ from typing import Literal, Protocol
 from sglang_dynasor.allocation.demand import Demand
 from sglang_dynasor.certaindex import TokenCertainty
 from sglang_dynasor.errors import RequestError
-from sglang_dynasor.programs.protocol import NodeStop, Start
+from sglang_dynasor.programs.protocol import NodeStop, Start, Watch
 
 
 @dataclass(frozen=True, slots=True)
 class Generated:
     """What came of one node; `n_tokens` counts generated tokens.
 
+    `text` is that of the node's whole path, from the prompt on, forced text included.
+
     `cancelled`: it was ended before its end, because it had to make room or by `cancel` or `end`;
     then text and tokens are what the client had seen of it. `aborted`: somebody else ended it.
+    `matched_stop` is the stop string that ended it, "" where none did.
     """
 
     text: str
     n_tokens: int
     stop_reason: NodeStop | Literal["cancelled", "aborted"]
     certainty: TokenCertainty | None = None
+    matched_stop: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What a probe of `node` generated behind the `forced` text, after `at` tokens of the node.
+
+    `text` is None for one that was ended before it could answer: its tokens count all the same.
+    `is_whole`: it has closed the box that was open, or ended by itself.
+    """
+
+    node: str
+    at: int
+    forced: str
+    text: str | None
+    n_tokens: int
+    is_whole: bool
+    confidence: float | None = None
 
 
 class NodeError(RequestError):
@@ -59,8 +80,19 @@ class NodeClient(Protocol):
         """Call `start` with a number of offered nodes whenever there is room for them."""
         ...
 
-    def cancel(self, nodes: Sequence[str]) -> None:
-        """End these nodes; their `generate` returns `cancelled`."""
+    def watch(self, watch: Watch) -> None:
+        """Probe a node while it runs, once it does."""
+        ...
+
+    def on_probe(self, take: Callable[[Probe], None]) -> None:
+        """Call `take` with each probe that has ended."""
+        ...
+
+    def cancel(self, nodes: Sequence[str], keep_kv: bool = False) -> None:
+        """End these nodes; their `generate` returns `cancelled`.
+
+        With `keep_kv` they are cut, to be continued: it returns `cut`, unless they have ended.
+        """
         ...
 
     async def end(self) -> dict[str, int]:

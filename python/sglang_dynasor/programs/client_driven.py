@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from sglang_dynasor.config import DynasorConfig
-from sglang_dynasor.programs.params import MAX_BRANCHES, Envelope, Params, Settings
+from sglang_dynasor.programs.params import MAX_BRANCHES, Envelope, Params, RequestTraits, Settings
 
 
 class ClientDrivenParams(Params):
@@ -22,7 +22,9 @@ class ClientDrivenParams(Params):
         if envelope.mode == "shadow":
             raise ValueError("mode: shadow needs an algorithm, e.g. self_consistency")
 
-    def resolve(self, envelope: Envelope, config: DynasorConfig, greedy: bool) -> Settings:
+    def resolve(
+        self, envelope: Envelope, config: DynasorConfig, request: RequestTraits
+    ) -> Settings:
         return Settings(
             max_branches=self.max_branches or 0,
             measured=self.token_certainty,

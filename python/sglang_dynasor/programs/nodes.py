@@ -8,9 +8,16 @@ from contextlib import suppress
 from dataclasses import replace
 
 from sglang_dynasor.allocation.demand import Demand
+from sglang_dynasor.certaindex.hedges import is_hedged
 from sglang_dynasor.programs.answers import Answers
 from sglang_dynasor.programs.batch_budget import Budget
-from sglang_dynasor.programs.client import Generated, NodeClient, NodeError, ProgramAborted
+from sglang_dynasor.programs.client import (
+    Generated,
+    NodeClient,
+    NodeError,
+    Probe,
+    ProgramAborted,
+)
 from sglang_dynasor.programs.program_run import ProgramRun
 from sglang_dynasor.programs.protocol import (
     Aborted,
@@ -23,9 +30,11 @@ from sglang_dynasor.programs.protocol import (
     Finished,
     Granted,
     Outcome,
+    Probed,
     Regrouped,
     Start,
     Trimmed,
+    Watch,
 )
 
 # How often a program with nothing to decide looks whether its client is still there.
@@ -70,7 +79,11 @@ class Nodes:
         self._failed: dict[str, str] = {}
         self._drawn: set[str] = set()
         self._cancelling: set[str] = set()
+        self._probe_tokens = 0
+        self._continued: set[str] = set()  # nodes that are parents
+        self._probes: set[asyncio.Task[None]] = set()  # those that are read
         client.on_draw(self._draw)
+        client.on_probe(self._take_probe)
 
     def apply(self, actions: Sequence[Action]) -> None:
         """Start what is needed now, and say what is offered beyond it."""
@@ -79,8 +92,10 @@ class Nodes:
         for action in actions:
             if isinstance(action, Start):
                 self._ask(action)
+            elif isinstance(action, Watch):
+                self._client.watch(action)
             elif isinstance(action, Cancel):
-                self._cancel(action.nodes)
+                self._cancel(action)
             elif isinstance(action, Ask):
                 self._asking = asyncio.ensure_future(self._grant(action))
             else:
@@ -108,10 +123,14 @@ class Nodes:
         else:
             self._offers[node] = start
 
-    def _cancel(self, nodes: Sequence[str]) -> None:
-        for node in nodes:
+    def _cancel(self, cancel: Cancel) -> None:
+        for node in cancel.nodes:
             self._due.pop(node, None)
-        running = [node for node in nodes if node in self._tasks and node not in self._reading]
+        running = [n for n in cancel.nodes if n in self._tasks and n not in self._reading]
+        if cancel.keep_kv:
+            if running:
+                self._client.cancel(running, keep_kv=True)
+            return
         self._needed.difference_update(running)
         self._cancelling.update(running)
         if running:
@@ -144,6 +163,8 @@ class Nodes:
             self._client.demand(demand, self._draws)
 
     def _launch(self, start: Start) -> None:
+        if start.parent is not None:
+            self._continued.add(start.parent)
         self._waited_at[start.node] = self._waited
         task = asyncio.ensure_future(self._generate(start))
         task.add_done_callback(lambda _: self._news.set())
@@ -193,8 +214,37 @@ class Nodes:
                     reading.answer,
                     reading.group,
                     generated.certainty,
+                    generated.matched_stop,
                 )
             )
+
+    def _take_probe(self, probe: Probe) -> None:
+        self._probe_tokens += probe.n_tokens
+        if self._over or probe.text is None:
+            return
+        task = asyncio.ensure_future(self._read_probe(probe))
+        self._probes.add(task)
+        task.add_done_callback(self._probes.discard)
+        task.add_done_callback(lambda _: self._news.set())
+
+    async def _read_probe(self, probe: Probe) -> None:
+        try:
+            reading = await self._answers.read_probe(probe)
+        except Exception as error:
+            self._broken = self._broken or error
+            return
+        if reading.regrouped:
+            self._events.append(Regrouped(reading.regrouped))
+        self._events.append(
+            Probed(
+                probe.node,
+                probe.at,
+                reading.answer,
+                reading.group,
+                is_hedged(probe.text or "", reading.answer),
+                probe.confidence,
+            )
+        )
 
     async def next_events(self) -> list[Event]:
         """What has happened, in finishing order; the end of time comes last."""
@@ -249,6 +299,8 @@ class Nodes:
         if self._asking is not None:
             self._asking.cancel()
         self._answers.settle()
+        for task in self._probes:
+            task.cancel()
         tokens: dict[str, int] = {}
         if not self._tasks.keys() - self._reading:
             self._client.close()
@@ -281,4 +333,6 @@ class Nodes:
             started=tuple(self._waited_at),
             sequential_tokens=max(waited),
             inactive=self._answers.inactive,
+            probe_tokens=self._probe_tokens,
+            continued=frozenset(self._continued),
         )

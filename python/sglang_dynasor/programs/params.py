@@ -38,7 +38,7 @@ class Envelope(Fields):
     algorithm: str = Field(
         "none",
         max_length=64,
-        description="`self_consistency`: the engine runs the program; `none`: your requests",
+        description="`self_consistency`, `cot`: the engine runs the program; `none`: your requests",
     )
     mode: Mode = Field(
         "on", description="`shadow`: run every branch, only note the decision; `off`: plain request"
@@ -52,13 +52,27 @@ class Envelope(Fields):
     detail: Detail = Field("votes", description="how much the report lists")
 
 
+@dataclass(frozen=True, slots=True)
+class RequestTraits:
+    """What of a request itself matters to its program.
+
+    `greedy`: every sample of the prompt is the same; `grammar`: its output is constrained;
+    `opens_thought`: the prompt ends inside a thought.
+    """
+
+    greedy: bool = False
+    grammar: bool = False
+    opens_thought: bool = False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """A program's own settings once nothing is open: what whoever runs its nodes must know.
 
     `max_branches` is how many paths may count, 0 where nobody said. `measured` asks for the token
     certainty of every node, `token_certainty` also returns it. `stops_branches`: some may be
-    stopped by what they generate, so that the report counts the reasons.
+    stopped by what they generate, so that the report counts the reasons. `streams`: there is one
+    path, whose text can be sent as it comes.
     """
 
     max_branches: int
@@ -66,6 +80,7 @@ class Settings:
     measured: bool = False
     token_certainty: bool = False
     stops_branches: bool = False
+    streams: bool = False
 
     def rule_of_node(self, node: str) -> BranchRule | None:
         """What may stop this node; None: only its length and its end.
@@ -90,11 +105,13 @@ class Params(Fields, ABC):
         """Raise ValueError, starting with the field, for what contradicts the envelope."""
 
     @abstractmethod
-    def resolve(self, envelope: Envelope, config: DynasorConfig, greedy: bool) -> Settings:
+    def resolve(
+        self, envelope: Envelope, config: DynasorConfig, request: RequestTraits
+    ) -> Settings:
         """Fill what was left out from the server's settings.
 
-        `greedy`: every sample of the same prompt is the same. Raises ValueError, starting with
-        the field, where a given one contradicts a setting it is combined with.
+        Raises ValueError, starting with the field, where a given one contradicts a setting it is
+        combined with.
         """
 
 

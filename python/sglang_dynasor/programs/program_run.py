@@ -19,7 +19,8 @@ class ProgramRun:
     `sequential_tokens` is the longest path that had to be waited for: the path of a node is its own
     tokens on top of the longest path that had ended when it was started. Nodes that were
     cancelled count where they were waited for in vain, up to the deadline. `inactive` says which
-    answers could not be compared, or "".
+    answers could not be compared, or "". `probe_tokens` are what probes generated; `continued`
+    nodes are the parents of others, so that no path ends with them.
     """
 
     outcome: Outcome
@@ -31,3 +32,5 @@ class ProgramRun:
     started: tuple[str, ...] = ()
     sequential_tokens: int = 0
     inactive: str = ""
+    probe_tokens: int = 0
+    continued: frozenset[str] = frozenset()

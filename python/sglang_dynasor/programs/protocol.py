@@ -14,8 +14,10 @@ from sglang_dynasor.allocation import RuleStop, TokenStop
 from sglang_dynasor.allocation.demand import Demand
 from sglang_dynasor.certaindex import TokenCertainty, Vote
 
-NodeStop: TypeAlias = TokenStop | Literal["completed", "length"]
-ProgramStop: TypeAlias = RuleStop | Literal["budget", "deadline", "completed", "aborted"]
+NodeStop: TypeAlias = TokenStop | Literal["completed", "length", "cut"]
+ProgramStop: TypeAlias = RuleStop | Literal["budget", "deadline", "completed", "aborted", "failed"]
+
+PROBE_TOKENS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +44,32 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
+class Watch:
+    """Probe a running node each `every` of its tokens, from now on.
+
+    A probe is forked off: the node's tokens so far, then `text`, then at most `max_tokens` tokens
+    or up to the end of a box that `text` opens. It is thrown away, and the node goes on unchanged.
+    `every` 0: no further one. Watching a node again replaces what was said before. `measured` asks
+    for the probability of what is generated.
+    """
+
+    node: str
+    every: int
+    text: str = ""
+    max_tokens: int = PROBE_TOKENS
+    measured: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Cancel:
-    """End these nodes: what waits vanishes, what runs commits at most two more tokens."""
+    """End these nodes: what waits vanishes, what runs commits at most two more tokens.
+
+    With `keep_kv` a node is cut instead, to be continued: it comes back as `Finished`, stopped as
+    `cut`, and what it has generated can be the parent of another node.
+    """
 
     nodes: tuple[str, ...]
+    keep_kv: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +83,7 @@ class Ask:
     value: float
 
 
-Action: TypeAlias = Start | Cancel | Ask | Demand
+Action: TypeAlias = Start | Watch | Cancel | Ask | Demand
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +92,7 @@ class Finished:
 
     `answer` is extracted ("" where there is none), `group` the key of its equals. `certainty` is
     there where the tokens were measured. A node stopped as `pruned` has no vote, one in a `loop` no
-    answer.
+    answer. `matched_stop` is the stop string that ended it, "" where none did.
     """
 
     node: str
@@ -78,6 +102,29 @@ class Finished:
     answer: str = ""
     group: str = ""
     certainty: TokenCertainty | None = None
+    matched_stop: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """What a watched node would have answered after `at` of its tokens.
+
+    `answer` is "" where the probe gave none, `group` the key of its equals. `hedged`: the model
+    doubts it in the same breath. `confidence` is the mean probability of the answer's tokens, 0 to
+    1, None where it was not measured.
+    """
+
+    node: str
+    at: int
+    answer: str
+    group: str = ""
+    hedged: bool = False
+    confidence: float | None = None
+
+    @property
+    def counts(self) -> bool:
+        """Whether there is an answer that the model does not doubt."""
+        return bool(self.answer) and not self.hedged
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +166,7 @@ class Aborted:
     """The client has aborted the program, or is gone."""
 
 
-Event: TypeAlias = Finished | Regrouped | Trimmed | Failed | Granted | Expired | Aborted
+Event: TypeAlias = Finished | Probed | Regrouped | Trimmed | Failed | Granted | Expired | Aborted
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +199,7 @@ class Outcome:
     rounds: int
     shadow: ShadowOutcome | None = None
     inactive: dict[str, str] = field(default_factory=dict)
+    closing: str = ""
 
 
 class ReasoningProgram(Protocol):

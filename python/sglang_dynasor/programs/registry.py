@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from sglang_dynasor.programs.chain_of_thought import ChainOfThought
+from sglang_dynasor.programs.chain_of_thought_params import ChainOfThoughtParams
 from sglang_dynasor.programs.client_driven import ClientDrivenParams
 from sglang_dynasor.programs.params import Params
 from sglang_dynasor.programs.protocol import ReasoningProgram
@@ -24,4 +26,5 @@ class Algorithm:
 ALGORITHMS: dict[str, Algorithm] = {
     "none": Algorithm(ClientDrivenParams, None),
     "self_consistency": Algorithm(SelfConsistencyParams, SelfConsistency),
+    "cot": Algorithm(ChainOfThoughtParams, ChainOfThought),
 }

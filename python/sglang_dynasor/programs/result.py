@@ -93,8 +93,8 @@ def build_report(
         "answer": outcome.answer,
         "branches": {
             "max": program.settings.max_branches,
-            "started": len(run.finished) + len(cut) + len(run.failed),
-            "finished": len(run.finished),
+            "started": len(run.finished.keys() - run.continued) + len(cut) + len(run.failed),
+            "finished": len(run.finished.keys() - run.continued),
             "cancelled": len(cut),
             "failed": len(run.failed),
         },
@@ -102,9 +102,13 @@ def build_report(
             "prompt": prompt_tokens,
             "branch": branch_tokens,
             "cancelled": cancelled_tokens,
-            "probe": 0,
+            "probe": run.probe_tokens,
             "idle": idle_tokens,
-            "total": prompt_tokens + branch_tokens + cancelled_tokens + idle_tokens,
+            "total": prompt_tokens
+            + branch_tokens
+            + cancelled_tokens
+            + run.probe_tokens
+            + idle_tokens,
             "sequential": run.sequential_tokens,
         },
         "rounds": outcome.rounds,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 from sglang_dynasor.allocation import branch_values
 from sglang_dynasor.allocation.demand import Demand
-from sglang_dynasor.certaindex import CertaindexTracker, Evidence, Vote, WeightedTracker
+from sglang_dynasor.certaindex import CertaindexTracker, Evidence, WeightedTracker
+from sglang_dynasor.programs.branch_probes import BranchProbes
 from sglang_dynasor.programs.params import MAX_BRANCHES
 from sglang_dynasor.programs.protocol import (
     Action,
@@ -19,46 +20,32 @@ from sglang_dynasor.programs.protocol import (
     Finished,
     Granted,
     Outcome,
+    Probed,
     ProgramStop,
     Regrouped,
     ShadowOutcome,
     Start,
     Trimmed,
+    Watch,
 )
 from sglang_dynasor.programs.recorded import replay_nodes
 from sglang_dynasor.programs.self_consistency_params import SelfConsistencySettings
 from sglang_dynasor.programs.token_cap import TokenCap
+from sglang_dynasor.programs.votes import Votes, VoteTracker
 from sglang_dynasor.programs.worth import worth_of
 
 _NAMES = tuple(map(str, range(MAX_BRANCHES)))
 _STARTS = tuple(map(Start, _NAMES))
 
 
-class VoteTracker(Protocol):
-    """What counts the votes of a program: `CertaindexTracker`, or what knows its figures."""
-
-    @property
-    def certaindex(self) -> float: ...
-
-    @property
-    def leader(self) -> Vote | None: ...
-
-    def add(self, branch: int, answer: str, weight: float = 1.0) -> None: ...
-
-    def exclude(self, branch: int) -> None: ...
-
-    def votes(self) -> list[Vote]: ...
-
-    def evidence(self) -> Evidence: ...
-
-
 class SelfConsistency:
     """Branch i is node "i", a sample of the prompt; needed are the lowest that have not ended.
 
     In rounds a grant is needed until all of it has ended. With offers, the fewest branches that
-    could settle the vote are needed at any time: each answer that disagrees makes more of them
-    needed at once, and a window of further ones is offered. In shadow mode every branch runs, and
-    the decision is only noted.
+    could settle the vote are needed at any time, or `pace` times as many: each answer that
+    disagrees makes more of them needed at once, and a window of further ones is offered. Once some
+    answer has enough finished votes, branches that run are probed, and those that give it count. In
+    shadow mode every branch runs, and the decision is only noted.
     """
 
     def __init__(
@@ -67,11 +54,10 @@ class SelfConsistency:
         """`tracker` counts the votes, an empty one; by default as the settings say."""
         self._settings = settings
         self._offers = settings.offers and not settings.shadow
-        self._groups: dict[str, str] = {}  # of each answer
-        self._tracker: VoteTracker = tracker or self._new_tracker()
-        self._evidence = self._tracker.evidence()
-        self._finished: list[Finished] = []  # in finishing order
-        self._failed: list[int] = []
+        self._votes = Votes(tracker, self._new_tracker, self._weight_of)
+        self._probes: BranchProbes | None = None
+        if settings.probes is not None and not settings.shadow:
+            self._probes = BranchProbes(settings.probes, settings.rule)
         self._ended: set[int] = set()
         self._boundary = 0  # branches below it are needed until they end
         self._needed = 0  # of these
@@ -87,7 +73,7 @@ class SelfConsistency:
     def on(self, events: Sequence[Event]) -> Sequence[Action] | Outcome:
         """Count what has ended, and ask the rule after each vote."""
         for event in events:
-            if isinstance(event, Finished):
+            if isinstance(event, Finished | Probed):
                 decision = self._count(event)
                 if decision is not None:
                     return self._outcome(decision)
@@ -96,13 +82,17 @@ class SelfConsistency:
             elif isinstance(event, Trimmed):
                 self._make_again(int(event.node))
             elif isinstance(event, Regrouped):
-                self._regroup(event)
+                self._votes.regroup(event)
+                if self._probes is not None:
+                    self._probes.forget()
             elif isinstance(event, Granted):
                 self._cap.grant(event.tokens)
             else:
                 return self._outcome("deadline" if isinstance(event, Expired) else "aborted")
         if len(self._ended) == self._settings.max_branches:
             return self._outcome("completed")
+        if all(isinstance(event, Probed) for event in events):
+            return ()
         if self._needed and not self._offers and not self._again:
             return ()  # the round still runs
         if self._settings.max_total_tokens is None or self._needed:
@@ -113,60 +103,56 @@ class SelfConsistency:
         return self._next_actions() if self._cap.fits(size) else self._outcome("budget")
 
     def _gain(self, branches: int) -> float:
-        return sum(branch_values(self._evidence, 1.0, after=0, limit=branches))
+        return sum(branch_values(self._votes.evidence, 1.0, after=0, limit=branches))
 
-    def _count(self, event: Finished) -> ProgramStop | None:
-        branch = int(event.node)
-        self._finished.append(event)
+    def _count(self, event: Finished | Probed) -> ProgramStop | None:
+        if isinstance(event, Probed):
+            if self._probes is not None:
+                self._probes.take(event)
+            return self._certain_with_running()
         self._cap.spend(event.n_tokens)
-        self._end(branch)
-        self._vote(branch, event)
+        self._end(int(event.node))
+        self._votes.add(event)
         if self._settings.shadow:
             return None
-        self._evidence = self._tracker.evidence()
-        decision = self._settings.rule.decide(self._evidence)
-        return None if decision is None else decision.stop_reason
+        self._votes.update()
+        decision = self._settings.rule.decide(self._votes.evidence)
+        return self._certain_with_running() if decision is None else decision.stop_reason
 
-    def _vote(self, branch: int, event: Finished) -> None:
-        if event.stop_reason == "pruned":
-            self._tracker.exclude(branch)
-            return
-        self._groups[event.answer] = event.group
-        weight = 1.0
-        if self._settings.vote != "majority":
-            weight = event.certainty.lowest_group if event.certainty else 0.0
-        self._tracker.add(branch, event.answer, weight)
+    def _certain_with_running(self) -> ProgramStop | None:
+        votes = self._votes
+        if self._probes is None or not self._probes.is_certain(votes.evidence, votes.sizes):
+            return None
+        return "certain"
 
     def _exclude(self, branch: int) -> None:
-        self._failed.append(branch)
         self._end(branch)
-        self._tracker.exclude(branch)
-        self._evidence = self._tracker.evidence()
+        self._votes.exclude(branch)
+        self._votes.update()
 
     def _end(self, branch: int) -> None:
         self._ended.add(branch)
         self._needed -= branch < self._boundary
+        if self._probes is not None:
+            self._probes.ended(branch)
 
     def _make_again(self, branch: int) -> None:
+        if self._probes is not None:
+            self._probes.ended(branch)
         if branch < self._boundary:
             self._again.append(branch)
 
-    def _regroup(self, event: Regrouped) -> None:
-        """Count everything again: a group has been split."""
-        self._tracker = self._new_tracker()
-        for branch in self._failed:
-            self._tracker.exclude(branch)
-        for finished in self._finished:
-            group = event.groups[finished.node]
-            self._vote(int(finished.node), replace(finished, group=group))
-        self._evidence = self._tracker.evidence()
-
-    def _new_tracker(self) -> CertaindexTracker:
-        settings, key_of = self._settings, self._groups.__getitem__
+    def _new_tracker(self, key_of: Callable[[str], str]) -> CertaindexTracker:
+        settings = self._settings
         if settings.vote == "majority":
             return CertaindexTracker(settings.max_branches, key_of)
         keep_top = settings.keep_top if settings.vote == "filtered" else None
         return WeightedTracker(settings.max_branches, key_of, keep_top)
+
+    def _weight_of(self, event: Finished) -> float:
+        if self._settings.vote == "majority":
+            return 1.0
+        return event.certainty.lowest_group if event.certainty else 0.0
 
     def _next_actions(self) -> Sequence[Action]:
         """What is needed now, and what is offered beyond it."""
@@ -185,12 +171,14 @@ class SelfConsistency:
             self._share = self._cap.share(size)
         self._rounds += 1
         starts += self._need(size)
-        evidence = self._evidence
+        evidence = self._votes.evidence
         return [Demand(evidence.certaindex, 1.0, self._work(evidence)), *starts]
 
     def _offered(self, starts: list[Start]) -> Sequence[Action]:
-        evidence = self._evidence
+        evidence = self._votes.evidence
         needed = self._settings.grants.next_grant(evidence, 0)
+        if self._settings.pace is not None:
+            needed = min(evidence.remaining, math.ceil(self._settings.pace * needed))
         planned = len(self._ended) + needed
         self._rounds += planned > self._planned
         self._planned = max(self._planned, planned)
@@ -198,12 +186,21 @@ class SelfConsistency:
         starts += self._need(needed)
         spared -= self._needed
         demand = Demand(evidence.certaindex, worth_of(evidence, needed), self._work(evidence))
-        return [demand, *starts, *self._offer(max(self._settings.window, spared))]
+        offers = list(self._offer(max(self._settings.window, spared)))
+        return [demand, *starts, *offers, *self._watches(offers)]
+
+    def _watches(self, offers: Sequence[Start]) -> Sequence[Watch]:
+        """Offered branches are watched too: one may have been drawn."""
+        if self._probes is None:
+            return ()
+        needed = (branch for branch in range(self._boundary) if branch not in self._ended)
+        running = [*needed, *(int(offer.node) for offer in offers)]
+        return self._probes.watches(self._votes.evidence, self._votes.sizes, running)
 
     def _grant_size(self) -> int:
         if self._settings.shadow:
             return self._settings.max_branches
-        return self._settings.grants.next_grant(self._evidence, self._rounds)
+        return self._settings.grants.next_grant(self._votes.evidence, self._rounds)
 
     def _need(self, count: int) -> list[Start]:
         """Move the boundary so that `count` branches are needed."""
@@ -224,7 +221,7 @@ class SelfConsistency:
         return Start(_NAMES[branch], max_tokens=self._share)
 
     def _offer(self, limit: int) -> Iterator[Start]:
-        values = branch_values(self._evidence, 1.0, after=self._needed, limit=limit)
+        values = branch_values(self._votes.evidence, 1.0, after=self._needed, limit=limit)
         branch = self._boundary
         for value in values:
             while branch in self._ended:
@@ -238,18 +235,18 @@ class SelfConsistency:
         return unsent * (1 - evidence.certaindex)
 
     def _outcome(self, stop_reason: ProgramStop) -> Outcome:
-        leader = self._tracker.leader
-        lowest = min((int(event.node) for event in self._finished), default=None)
+        leader = self._votes.tracker.leader
+        lowest = min((int(event.node) for event in self._votes.finished), default=None)
         shown = leader.first_branch if leader else lowest
-        voted = [event for event in self._finished if event.stop_reason != "pruned"]
+        voted = [event for event in self._votes.finished if event.stop_reason != "pruned"]
         voted.sort(key=lambda event: int(event.node))
         shadow = self._settings.shadow and stop_reason == "completed"
         return Outcome(
             stop_reason=stop_reason,
             answer=leader.answer if leader else "",
             node=None if shown is None else _NAMES[shown],
-            certaindex=self._tracker.certaindex,
-            votes=tuple(self._tracker.votes()),
+            certaindex=self._votes.tracker.certaindex,
+            votes=tuple(self._votes.tracker.votes()),
             answers={event.node: event.answer for event in voted},
             rounds=self._rounds,
             shadow=self._would_have_stopped() if shadow else None,
@@ -259,11 +256,11 @@ class SelfConsistency:
     def _would_have_stopped(self) -> ShadowOutcome:
         """This very program on these very samples, acting, with nothing drawn."""
         recorded: dict[str, Finished | Failed] = {
-            _NAMES[branch]: Failed(_NAMES[branch], "it failed") for branch in self._failed
+            _NAMES[branch]: Failed(_NAMES[branch], "it failed") for branch in self._votes.failed
         }
         recorded |= {
-            event.node: replace(event, group=self._groups.get(event.answer, ""))
-            for event in self._finished
+            event.node: replace(event, group=self._votes.groups.get(event.answer, ""))
+            for event in self._votes.finished
         }
         acting = SelfConsistency(replace(self._settings, shadow=False))
         acted = replay_nodes(acting, lambda start: recorded[start.node])
@@ -279,16 +276,18 @@ class SelfConsistency:
         """What was asked for and could not work, and why."""
         settings = self._settings
         found = dict(settings.inactive)
-        if reason := settings.rule.inactive(self._tracker.evidence()):
+        if reason := settings.rule.inactive(self._votes.tracker.evidence()):
             found["rule"] = reason
-        unmeasured = sum(event.certainty is None for event in self._finished)
+        unmeasured = sum(event.certainty is None for event in self._votes.finished)
         if unmeasured and settings.vote != "majority":
             found["vote"] = f"{unmeasured} branches have no token certainty and weigh nothing"
         if settings.stops_branches and settings.shadow:
             found["branch_rule"] = "shadow mode stops no branch"
         elif settings.stops_branches and unmeasured:
             found["branch_rule"] = f"{unmeasured} branches have no token certainty"
-        silent = sum(not event.answer for event in self._finished if event.stop_reason == "certain")
+        silent = sum(
+            not event.answer for event in self._votes.finished if event.stop_reason == "certain"
+        )
         if silent:
             stopped = "1 branch was" if silent == 1 else f"{silent} branches were"
             found["entropy_floor"] = f"{stopped} stopped before an answer"

@@ -21,24 +21,39 @@ from sglang_dynasor.allocation import (
 )
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.programs.answers import AnswerFormat
-from sglang_dynasor.programs.params import MAX_BRANCHES, AnswerParams, Envelope, Settings
+from sglang_dynasor.programs.branch_probes import ProbePlan
+from sglang_dynasor.programs.params import (
+    MAX_BRANCHES,
+    AnswerParams,
+    Envelope,
+    RequestTraits,
+    Settings,
+)
+from sglang_dynasor.programs.thought import probe_text_for
 
 Vote = Literal["majority", "weighted", "filtered"]
 WEIGHTED: tuple[Vote, ...] = ("weighted", "filtered")
 # Nodes offered at a time: what an idle machine draws before the next branch finishes.
 OFFER_WINDOW = 32
+CONSTRAINED = "the output is bound to a grammar, which no forced answer obeys"
 GREEDY = "at temperature 0 every branch is the same: one was run"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelfConsistencySettings(Settings):
-    """`offers`: branches start one by one instead of in rounds, and up to `window` are offered."""
+    """`offers`: branches start one by one instead of in rounds, and up to `window` are offered.
+
+    `pace` keeps so many times the fewest that could settle the vote running; None: the fewest, and
+    what is drawn beyond them. `probes`: how running branches are probed, None: not at all.
+    """
 
     rule: StopRule
     grants: GrantPolicy
     min_branches: int = 1
     offers: bool = False
     window: int = 0
+    pace: float | None = None
+    probes: ProbePlan | None = None
     max_total_tokens: int | None = None
     vote: Vote = "majority"
     keep_top: float = 0.9  # of a filtered vote
@@ -55,7 +70,7 @@ class SelfConsistencyParams(AnswerParams):
     """Fields of `algorithm: self_consistency`."""
 
     of_the_server: ClassVar[tuple[str, ...]] = (
-        *("max_branches", "min_branches", "grants", "draw", "rule", "threshold", "vote"),
+        *("max_branches", "min_branches", "grants", "draw", "pace", "rule", "threshold", "vote"),
         *("branch_rule", "keep_top", "confidence_bar", "stop_loops"),
     )
     max_branches: int | None = Field(
@@ -69,6 +84,22 @@ class SelfConsistencyParams(AnswerParams):
     )
     draw: Literal["rounds", "offer"] | None = Field(
         None, description="`offer`: further branches start before a round has ended"
+    )
+    pace: float | None = Field(
+        None,
+        ge=1,
+        le=MAX_BRANCHES,
+        description="keep so many times the fewest branches that could settle the vote running",
+    )
+    probe_interval: int | None = Field(
+        None,
+        ge=1,
+        le=2**31,
+        description="once 4 branches agree, probe running ones each so many tokens, and count "
+        "those that confirm them",
+    )
+    probe_text: str | None = Field(
+        None, min_length=1, max_length=2000, description="what is forced to have an answer"
     )
     rule: str | None = Field(None, max_length=64, description=f"{', '.join(RULES)}")
     threshold: float | None = Field(
@@ -137,11 +168,20 @@ class SelfConsistencyParams(AnswerParams):
     def check(self, envelope: Envelope) -> None:
         if self.draw == "offer" and envelope.max_total_tokens is not None:
             raise ValueError("max_total_tokens: is shared out by rounds; draw must be rounds")
+        for name in ("pace", "probe_interval"):
+            if getattr(self, name) is None:
+                continue
+            if self.draw == "rounds" or self.grants or envelope.max_total_tokens is not None:
+                raise ValueError(f"{name}: needs draw offer, not rounds")
+        if self.probe_interval is not None and self.vote in WEIGHTED:
+            raise ValueError(f"probe_interval: needs vote majority, not {self.vote}")
+        if self.probe_text is not None and self.probe_interval is None:
+            raise ValueError("probe_text: needs probe_interval")
 
     def resolve(
-        self, envelope: Envelope, config: DynasorConfig, greedy: bool
+        self, envelope: Envelope, config: DynasorConfig, request: RequestTraits
     ) -> SelfConsistencySettings:
-        lowest, highest = (1, 1) if greedy else self._branches(config)
+        lowest, highest = (1, 1) if request.greedy else self._branches(config)
         vote, rule = self._vote(config, lowest)
         offers, grants = self._rounds(envelope, config)
         first, rest = self._branch_rules(envelope, config, vote)
@@ -155,6 +195,8 @@ class SelfConsistencyParams(AnswerParams):
             grants=FixedGrants(parse_grants(grants)) if grants else AdaptiveGrants(rule),
             offers=offers,
             window=OFFER_WINDOW if offers and config.speculative_share > 0 else 0,
+            pace=(self.pace or config.pace) if offers else None,
+            probes=self._probes(config, request, offers and vote == "majority"),
             max_total_tokens=envelope.max_total_tokens,
             vote=vote,
             keep_top=self.keep_top or config.keep_top,
@@ -162,8 +204,22 @@ class SelfConsistencyParams(AnswerParams):
             stops_branches=self._stops_branches(config),
             first_branch_rule=first,
             branch_rule=rest,
-            inactive={"max_branches": GREEDY} if greedy else {},
+            inactive=self._inactive(request),
         )
+
+    def _probes(
+        self, config: DynasorConfig, request: RequestTraits, possible: bool
+    ) -> ProbePlan | None:
+        if self.probe_interval is None or not possible or request.grammar or request.greedy:
+            return None
+        text = self.probe_text or probe_text_for(config, request)
+        return ProbePlan(self.probe_interval, text)
+
+    def _inactive(self, request: RequestTraits) -> dict[str, str]:
+        inactive = {"max_branches": GREEDY} if request.greedy else {}
+        if request.grammar and self.probe_interval is not None:
+            inactive["probe_interval"] = CONSTRAINED
+        return inactive
 
     def _branches(self, config: DynasorConfig) -> tuple[int, int]:
         """The fewest and the most: a given one moves the other's default."""

@@ -13,11 +13,13 @@ from pydantic import ValidationError
 
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.errors import RequestError, describe_validation_error
-from sglang_dynasor.programs.params import Detail, Envelope, Mode, Params, Settings
+from sglang_dynasor.programs.dialects import in_our_words
+from sglang_dynasor.programs.params import Detail, Envelope, Mode, Params, RequestTraits, Settings
 from sglang_dynasor.programs.protocol import ReasoningProgram
 from sglang_dynasor.programs.registry import ALGORITHMS
 
 _PREFIX = "dynasor."
+_ORDINARY = RequestTraits()
 _MAX_SUGGESTIONS = 3
 _FIELD = re.compile(r"[a-z_]+")
 
@@ -58,6 +60,7 @@ class ProgramSpec:
         if not isinstance(fields, dict):
             message = f"dynasor: must be an object, got {type(fields).__name__}"
             raise RequestError(message, "dynasor")
+        fields = in_our_words(fields)
         common = {name: value for name, value in fields.items() if name in Envelope.model_fields}
         own = {name: value for name, value in fields.items() if name not in common}
         with _named():
@@ -96,15 +99,15 @@ class ProgramSpec:
         update = {"program_id": checked.program_id}
         return replace(self, envelope=self.envelope.model_copy(update=update))
 
-    def resolve(self, config: DynasorConfig, *, greedy: bool = False) -> ResolvedProgram:
+    def resolve(self, config: DynasorConfig, request: RequestTraits = _ORDINARY) -> ResolvedProgram:
         """Fill what was left out, and mint an id.
 
         What the client gave goes first, then what its other fields imply, then the server's
-        settings, then the algorithm's own defaults. `greedy`: it samples at temperature 0. Raises
-        RequestError where a given field contradicts a setting it is combined with.
+        settings, then the algorithm's own defaults. Raises RequestError where a given field
+        contradicts a setting it is combined with.
         """
         with _named():
-            settings = self.params.resolve(self.envelope, config, greedy)
+            settings = self.params.resolve(self.envelope, config, request)
         return ResolvedProgram(
             program_id=self.program_id or uuid.uuid4().hex,
             algorithm=self.algorithm,

@@ -15,6 +15,7 @@ from sglang_dynasor.allocation.demand import Demand
 from sglang_dynasor.scheduling.holds import PrefixHolds
 from sglang_dynasor.scheduling.offers import Offers
 from sglang_dynasor.scheduling.order import ProgramOrder
+from sglang_dynasor.scheduling.probe_schedule import ProbeSchedule
 from sglang_dynasor.scheduling.program_entry import (
     NO_DEMAND,
     EndedProgram,
@@ -49,11 +50,14 @@ class ProgramScheduler:
         max_offered: int = DEFAULT_MAX_OFFERED,
         hold_tokens: int = 0,
         page_size: int = 1,
+        places: int = 0,
     ) -> None:
         """`policy` is one of `POLICY_KEYS`, or None to keep the engine's own order.
 
-        Offers are drawn while nothing waits and fewer than `speculative_places` requests run.
+        Offers are drawn while nothing waits and fewer than `speculative_places` requests run;
+        `places` is how many may run at all.
         """
+        self.probes = ProbeSchedule(places)
         self.table = ProgramTable()
         self._order = ProgramOrder(self.table, policy, starvation_factor) if policy else None
         self._holds = PrefixHolds(hold_tokens)
@@ -125,6 +129,7 @@ class ProgramScheduler:
         entry = self.table.leave(req)
         if entry is None:
             return
+        self.probes.forget(req)
         self._holds.leave(entry, req)
         self._cancelled_again.pop(req, None)
         for ended in [ended for ended in entry.ends if req in ended.draining]:
@@ -147,11 +152,17 @@ class ProgramScheduler:
         self._offers.take(entry, demand.values, draws_seen)
         self._update(entry)
 
+    def named(self, key: ProgramKey, rids: Collection[str]) -> list[Any]:
+        """The requests of a program with these ids, those that are there."""
+        entry = self.table.find(key)
+        if entry is None:
+            return []
+        wanted = set(rids)
+        return [req for req in entry.requests if req.rid in wanted]
+
     def cancel(self, key: ProgramKey, rids: Collection[str]) -> list[Any]:
         """Return those of a program's requests that are to be ended."""
-        entry = self.table.find(key)
-        named = set(rids)
-        return self._cancel([req for req in entry.requests if req.rid in named] if entry else ())
+        return self._cancel(self.named(key, rids))
 
     def end(self, key: ProgramKey, message_id: str, is_paused: bool = False) -> list[Any]:
         """Start to end a program and return its requests, which are to be ended.
@@ -248,6 +259,7 @@ class ProgramScheduler:
         for req in requests:
             entry = self.table.cancel(req)
             if entry is not None:
+                self.probes.forget(req)
                 cancelled.append(req)
                 self._update(entry)
         return cancelled

@@ -33,6 +33,7 @@ from sglang_dynasor.programs.protocol import Start
 from sglang_dynasor.scheduling import ProgramKey
 
 PROMPT = [5, 6, 7]
+LETTERS = " abcd"  # by token id
 CANCELLED = {"type": "abort", "message": CANCELLED_MESSAGE}
 
 
@@ -47,6 +48,7 @@ class FakeEngine:
         self.aborted: list[str] = []
         self.error: Exception | None = None
         self.deaf = False
+        self.streams_increments = False
         self._finish = finish
         self._stops: dict[str, asyncio.Future[dict[str, Any]]] = {}
 
@@ -54,7 +56,9 @@ class FakeEngine:
         self.requests.append(obj)
         while self.is_pause:
             await asyncio.sleep(0.001)
-        self.unsent_nodes.pop(obj.rid).sent = True
+        node = self.unsent_nodes.pop(obj.rid)
+        node.sent = True
+        node.on_sent(node)
         if self.error is not None:
             raise self.error
         stop = self._stops[obj.rid] = asyncio.get_running_loop().create_future()
@@ -109,6 +113,7 @@ def program(**fields: Any) -> ProgramRequest:
         "seed": 1,
         "params_of": lambda node: BranchParams("t", "p"),
         "encode": lambda text: [ord(letter) for letter in text],
+        "decode": lambda ids: "".join(LETTERS[number] for number in ids),
     }
     return ProgramRequest(**{**given, **fields})
 

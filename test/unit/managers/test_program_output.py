@@ -25,8 +25,9 @@ def outcome(node: str | None, stop_reason: Any = "completed") -> ProgramRun:
 
 
 def output_of(run: ProgramRun, finish_reason: dict[str, Any] | None = None) -> dict[str, Any]:
-    outputs = {"0": {"text": "so", "meta_info": {"finish_reason": finish_reason}}}
-    return program_output(SimpleNamespace(outputs=outputs), run, REPORT, "r", "v")  # type: ignore[arg-type]
+    output = {"text": "so", "meta_info": {"finish_reason": finish_reason}}
+    nodes = SimpleNamespace(path_output=lambda node, closing: {"0": output}[node])
+    return program_output(nodes, run, REPORT, "r", "v")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

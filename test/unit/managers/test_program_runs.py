@@ -31,11 +31,16 @@ class FakeManager:
 
     elastic_worker_count = 1
     is_pause = False
+    incremental_streaming_output = False
 
     def __init__(self, behave: Callable[[int], Any]) -> None:
         self.service = ProgramService(self, CONFIG)
         self.rid_to_state: dict[str, Any] = {}
-        self.tokenizer = SimpleNamespace(encode=lambda text, add_special_tokens: [1])
+        self.tokenizer = SimpleNamespace(
+            encode=lambda text, add_special_tokens: [1],
+            decode=lambda ids, skip_special_tokens: "x" * len(ids),
+        )
+        self.model_config = SimpleNamespace(hf_eos_token_id={0})
         self.started: list[str] = []
         self.messages: list[Any] = []
         self._behave = behave

@@ -240,7 +240,6 @@ def test_a_single_prompt_is_left_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"text": "1+1", "stream": True}, "stream"),
         ({"text": ["1+1", "2+2"]}, "prompt"),
         ({"input_ids": [[5], [6]]}, "prompt"),
         ({"text": []}, "prompt"),

@@ -15,6 +15,7 @@ from sglang.srt.managers.io_struct import AbortReq
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH
 
 from sglang_dynasor.managers.branch_certainty import BranchCertainty
+from sglang_dynasor.managers.probes import EngineProbes
 from sglang_dynasor.managers.program_messages import (
     CANCELLED_MESSAGE,
     BranchParams,
@@ -108,6 +109,7 @@ def scheduler(monkeypatch: pytest.MonkeyPatch) -> FakeScheduler:
     scheduler = object.__new__(FakeScheduler)
     scheduler.sent = deque()
     scheduler.programs = ProgramScheduler("gang-sjf", speculative_places=8)
+    scheduler.probes = EngineProbes(scheduler)
     scheduler.certainty = BranchCertainty()
     scheduler.certainty_observer = SimpleNamespace(active=False)  # type: ignore[assignment]
     scheduler.tp_size = 1

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import fields
 from typing import ClassVar
 
 import numpy as np
@@ -13,6 +14,7 @@ from sglang_dynasor.certaindex import Evidence
 from sglang_dynasor.offline import Contender, CurvePoint, TraceProblem, TraceSample
 from sglang_dynasor.offline.contenders import (
     Comparison,
+    Figures,
     compare,
     contenders,
     merged,
@@ -179,7 +181,7 @@ def test_savings_are_against_all_branches_and_against_the_cheapest_vote_as_accur
 
 
 def test_a_rule_more_accurate_than_every_fixed_vote_is_held_against_the_largest() -> None:
-    names = [*MEANS, "critical_path"]
+    names = [field.name for field in fields(Figures)]
     fixed = [[0.5 if name == "accuracy" else 80.0 for name in names]]
     rule = [[0.9 if name == "accuracy" else 20.0 for name in names]]
     curve = [CurvePoint(1, 0.6, 10), CurvePoint(8, 0.5, 80)]

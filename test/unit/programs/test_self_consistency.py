@@ -24,10 +24,12 @@ from sglang_dynasor.programs import (
     Start,
     replay_nodes,
 )
+from sglang_dynasor.programs.params import RequestTraits
 from support.fake_nodes import FakeNodes, FakeSample, Spelling, run_fake
 from support.virtual_time import run_virtual
 
 DRAWING = DynasorConfig(speculative_share=0.5)
+NOT_DRAWING = DynasorConfig(speculative_share=0.0)
 
 samples_of_a_program = st.lists(
     st.builds(
@@ -427,8 +429,8 @@ def test_a_decision_is_not_lost_to_a_deadline_in_the_same_batch() -> None:
 
 def test_nothing_is_offered_where_the_engine_may_not_draw() -> None:
     samples = [FakeSample(str(index), 5 + index) for index in range(16)]
-    _, client = run(samples, draw="offer")
-    assert {demand.values for demand, _ in client.demands} == {()}
+    program = resolved(samples, {"draw": "offer"}, NOT_DRAWING).build()
+    assert all(start.value is None for start in program.start() if isinstance(start, Start))
 
 
 def test_a_program_of_512_offers_a_window_of_its_branches() -> None:
@@ -452,7 +454,7 @@ def test_what_is_no_longer_needed_can_be_spared() -> None:
 
 def test_greedy_branches_are_one_branch_and_the_report_says_so() -> None:
     spec = ProgramSpec.parse({"algorithm": "self_consistency", "max_branches": 8})
-    program = spec.resolve(DynasorConfig(), greedy=True)
+    program = spec.resolve(DynasorConfig(), RequestTraits(greedy=True))
     assert program.settings.max_branches == 1
     demand, start = program.build().start()
     assert isinstance(demand, Demand) and isinstance(start, Start)

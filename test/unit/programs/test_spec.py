@@ -49,6 +49,9 @@ WRONG_TYPES: dict[str, list[Any]] = {
     "keep_top": ["0.5", True, [0.5]],
     "confidence_bar": ["5", True, [5.0]],
     "profile": [1, True, ["maths"]],
+    "pace": ["5", True, [5.0]],
+    "probe_interval": ["64", 64.5, True],
+    "probe_text": [1, True, ["so"]],
     "stop_loops": [1, "true", [True]],
     "entropy_floor": ["0.1", True, [0.1]],
     "token_certainty": [1, "true", None],
@@ -56,7 +59,7 @@ WRONG_TYPES: dict[str, list[Any]] = {
 }
 OUT_OF_RANGE: dict[str, list[Any]] = {
     "program_id": ["", "a" * 65, "a b", "a/b", "a::b", "ä", "a\n"],
-    "algorithm": ["", "Self_Consistency", "mcts", "cot"],
+    "algorithm": ["", "Self_Consistency", "mcts", "tot"],
     "mode": ["", "ON", "observe"],
     "max_branches": [0, -1, 513, 10**30],
     "min_branches": [0, -1, 513],
@@ -72,10 +75,44 @@ OUT_OF_RANGE: dict[str, list[Any]] = {
     "keep_top": [0.0, 1.0, -0.1, 10.0, float("nan")],
     "confidence_bar": [0.0, -1.0, 1e9, float("inf")],
     "profile": ["", "a" * 65, "a b", "../x"],
+    "pace": [0.5, 0.0, -1.0, 513.0, float("nan")],
+    "probe_interval": [0, -1, 2**31 + 1],
+    "probe_text": ["", "x" * 2001],
     "entropy_floor": [0.0, -0.1, float("nan")],
     "detail": ["", "all"],
 }
+WRONG_TYPES_OF_A_CHAIN: dict[str, list[Any]] = {
+    "saving_effort": [1, True, ["mid"]],
+    "interval_growth": ["0.1", True],
+    "window": ["3", 3.5, True],
+    "tau": ["1", True],
+    "warmup_tokens": ["64", 64.5, True],
+    "min_confidence": ["0.9", True],
+    "probe_text_end": [1, True],
+    "on_exit": [1, True],
+    "max_thinking_tokens": ["64", 64.5, True],
+}
+OUT_OF_RANGE_OF_A_CHAIN: dict[str, list[Any]] = {
+    "saving_effort": ["medium", "Mid"],
+    "interval_growth": [-0.1, 1.1, float("nan")],
+    "window": [0, -1, 1001],
+    "tau": [0.0, 1.1, -0.5, float("nan")],
+    "warmup_tokens": [-1, 2**31 + 1],
+    "min_confidence": [-0.1, 1.1, float("nan")],
+    "probe_text_end": ["x" * 201],
+    "on_exit": ["", "stop"],
+    "max_thinking_tokens": [0, -1, 2**31 + 1],
+}
 CONTRADICTIONS = [
+    ("pace", {**RUN, "pace": 2.0, "draw": "rounds"}),
+    ("pace", {**RUN, "pace": 2.0, "grants": "4"}),
+    ("pace", {**RUN, "pace": 2.0, "max_total_tokens": 9}),
+    ("probe_interval", {**RUN, "probe_interval": 64, "draw": "rounds"}),
+    ("probe_interval", {**RUN, "probe_interval": 64, "vote": "weighted"}),
+    ("probe_text", {**RUN, "probe_text": "so"}),
+    ("saving_effort", {"saving_effort": "mid", "window": 3}),
+    ("interval_growth", {"interval_growth": 0.1}),
+    ("window", {**RUN, "window": 3}),
     ("rule", {"rule": "beta"}),
     ("threshold", {"threshold": 0.5}),
     ("min_branches", {"min_branches": 2}),
@@ -126,9 +163,19 @@ def refused(fields: object) -> tuple[str, str | None]:
 
 
 def test_the_tables_of_bad_values_cover_every_field() -> None:
-    assert set(WRONG_TYPES) == set(known_fields())
+    assert set(WRONG_TYPES) | set(WRONG_TYPES_OF_A_CHAIN) == set(known_fields())
     any_value = {"answer_pattern", "stop_loops", "token_certainty"}
-    assert set(OUT_OF_RANGE) | any_value == set(known_fields())
+    checked = set(OUT_OF_RANGE) | set(OUT_OF_RANGE_OF_A_CHAIN)
+    assert checked | any_value == set(known_fields())
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [*cases(WRONG_TYPES_OF_A_CHAIN), *cases(OUT_OF_RANGE_OF_A_CHAIN)]
+)
+def test_a_chains_field_is_refused_naming_it(field: str, value: Any) -> None:
+    others = {"window": 3} if field == "interval_growth" else {}
+    message, param = refused({"algorithm": "cot", **others, field: value})
+    assert message.startswith(f"dynasor.{field}") and param == f"dynasor.{field}"
 
 
 @pytest.mark.parametrize(("field", "value"), cases(WRONG_TYPES))
@@ -154,7 +201,7 @@ def test_a_contradiction_is_refused_naming_the_field(field: str, fields: dict[st
     [
         ("max_brances", ["max_branches"]),
         ("treshold", ["threshold"]),
-        ("certainty_window", []),
+        ("certainly_not", []),
         ("xyz", []),
         ("x" * 300, []),
         ("", []),
