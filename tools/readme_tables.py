@@ -1,14 +1,14 @@
-"""Write the tables of README.md that the code already knows: settings, request fields, hooks.
+"""Write the tables that the code already knows: request fields, hooks (README), settings (docs).
 
-python tools/readme_tables.py          # rewrites README.md
-python tools/readme_tables.py --check  # exit 1 when it is out of date
+python tools/readme_tables.py          # rewrites README.md and docs/settings.md
+python tools/readme_tables.py --check  # exit 1 when one is out of date
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -17,7 +17,7 @@ from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.plugin import HOOKS
 from sglang_dynasor.programs import ALGORITHMS, Envelope
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
 
 
 def settings_table() -> str:
@@ -64,25 +64,33 @@ def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def render(text: str) -> str:
-    """README text with every table between its markers brought up to date."""
-    tables = {"settings": settings_table, "fields": fields_tables, "hooks": hooks_table}
-    for name, make in tables.items():
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"fields": fields_tables, "hooks": hooks_table},
+    "docs/settings.md": {"settings": settings_table},
+}
+
+
+def render(page: str, text: str) -> str:
+    """A page's text with every table between its markers brought up to date."""
+    for name, make in PAGES[page].items():
         start, end = f"<!-- {name}: written by tools/readme_tables.py -->", f"<!-- end {name} -->"
         pattern = re.compile(f"{re.escape(start)}.*?{re.escape(end)}", re.DOTALL)
         if not pattern.search(text):
-            raise SystemExit(f"README.md lacks the markers of the table {name!r}")
+            raise SystemExit(f"{page} lacks the markers of the table {name!r}")
         block = f"{start}\n{make()}\n{end}"
         text = pattern.sub(lambda _, block=block: block, text)
     return text
 
 
 def main() -> int:
-    current = README.read_text(encoding="utf-8")
-    wanted = render(current)
-    if "--check" in sys.argv[1:]:
-        return int(current != wanted)
-    README.write_text(wanted, encoding="utf-8")
+    for page in PAGES:
+        path = ROOT / page
+        current = path.read_text(encoding="utf-8")
+        wanted = render(page, current)
+        if "--check" not in sys.argv[1:]:
+            path.write_text(wanted, encoding="utf-8")
+        elif current != wanted:
+            return 1
     return 0
 
 

@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from sglang_dynasor.allocation import RULES
+from sglang_dynasor.allocation.chain_profile import ChainProfile
+from sglang_dynasor.allocation.chain_rule import ChainRule
 from sglang_dynasor.allocation.profile import CalibrationProfile, checkpoint_hash
 from sglang_dynasor.certaindex import ANSWER_FORMATS, MathEquality
 from sglang_dynasor.config import DRAWS, DynasorConfig
@@ -37,6 +39,12 @@ def add_parser(commands: Any) -> None:
         type=Path,
         required=True,
         help="JSON lines, plain or .gz: id, gold, model, samples of answer, correct, n_tokens",
+    )
+    parser.add_argument(
+        "--chains",
+        action="store_true",
+        help="of single chains of thought, from traces with probes: what each saving_effort may "
+        "do, into a file for --dynasor-chain-profile",
     )
     parser.add_argument("--rule", choices=RULES, default=defaults.rule, help="default: %(default)s")
     parser.add_argument(
@@ -101,6 +109,8 @@ def run(options: argparse.Namespace) -> int:
 
     problems = read_traces(options.traces)
     model, checkpoint = _checkpoint(options.model_path, problems)
+    if options.chains:
+        return _calibrate_chains(options, problems, model, checkpoint)
     fewest = min(len(problem.samples) for problem in problems)
     max_branches = options.max_branches
     if max_branches is None:
@@ -153,6 +163,53 @@ def run(options: argparse.Namespace) -> int:
     }
     print(json.dumps(summary | asdict(result)))
     return 0 if promised else NOTHING_PROMISED
+
+
+def _calibrate_chains(
+    options: argparse.Namespace, problems: list[TraceProblem], model: str, checkpoint: str | None
+) -> int:
+    from sglang_dynasor.offline.chains import WINDOWS, promised_levels, replay_chains, spacing_of
+
+    if not 0 < options.confidence < 1:
+        raise ValueError(f"confidence must be above 0 and below 1, not {options.confidence}")
+    interval = spacing_of(problems)
+    effects = replay_chains(problems, [ChainRule(window) for window in WINDOWS], interval)
+    levels = promised_levels(effects, interval, options.confidence)
+    console = Console(stderr=True)
+    table = Table(title=f"chains of {len(problems)} problems, a probe each {interval} tokens")
+    for column in ("window", "accuracy", "harm", "tokens saved", "probes", "promised as"):
+        table.add_column(column, justify="right")
+    for row, window in enumerate(WINDOWS):
+        figures = effects.figures(row)
+        efforts = [effort for effort, level in levels.items() if level.window == window]
+        shares = ("accuracy", "harm", "tokens_saved", "probe_token_share")
+        table.add_row(str(window), *(f"{figures[name]:.2%}" for name in shares), ", ".join(efforts))
+    console.print(table)
+    if levels:
+        ChainProfile(
+            model=model,
+            checkpoint_sha256=checkpoint,
+            confidence=options.confidence,
+            problems=len(problems),
+            created=datetime.now(UTC).date(),
+            levels=levels,
+        ).write(options.out)
+    else:
+        console.print(
+            f"{len(problems)} problems promise nothing at {100 * options.confidence:g}% confidence"
+        )
+    windows = {
+        str(window): effects.figures(row) | {"window": window} for row, window in enumerate(WINDOWS)
+    }
+    summary = {
+        "profile": str(options.out) if levels else None,
+        "probe_interval": interval,
+        "full_accuracy": float(effects.full_accuracy.mean()),
+        "levels": {effort: level.model_dump() for effort, level in levels.items()},
+        "windows": windows,
+    }
+    print(json.dumps(summary))
+    return 0 if levels else NOTHING_PROMISED
 
 
 def _checkpoint(folder: Path | None, problems: list[TraceProblem]) -> tuple[str, str | None]:

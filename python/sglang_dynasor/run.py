@@ -8,6 +8,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,14 @@ def add_parser(commands: Any) -> None:
         help="stop no branch and write all of them to this .jsonl.gz, as `calibrate` reads them",
     )
     parser.add_argument("--texts", action="store_true", help="record what branches wrote, too")
+    parser.add_argument(
+        "--probe-interval",
+        type=int,
+        help="record what each branch would have answered each so many tokens, too",
+    )
+    parser.add_argument(
+        "--thinking", action="store_true", help="have the chat template open a thought"
+    )
     parser.set_defaults(run=run)
 
 
@@ -99,8 +108,9 @@ def run(options: argparse.Namespace) -> int:
 def _check_options(options: argparse.Namespace) -> None:
     path = options.record
     if path is None:
-        if options.texts:
-            raise ValueError("--texts: needs --record")
+        for name in ("texts", "probe_interval"):
+            if getattr(options, name):
+                raise ValueError(f"--{name.replace('_', '-')}: needs --record")
         return
     if path.suffix != ".gz":
         raise ValueError(f"--record: {path} must end in .gz")
@@ -140,7 +150,12 @@ def _program(problem: Problem, options: argparse.Namespace) -> Program:
     }
     if options.max_branches is not None:
         fields["max_branches"] = options.max_branches
-    return program_of(problem, options, options.temperature, fields)
+    if options.probe_interval is not None:
+        fields["probe_interval"] = options.probe_interval
+    program = program_of(problem, options, options.temperature, fields)
+    if not options.thinking:
+        return program
+    return replace(program, chat_template_kwargs={"enable_thinking": True})
 
 
 def write_trace(
@@ -179,7 +194,8 @@ def _trace_line(problem: Problem, result: ProgramResult, model: str, texts: bool
                 if name in _CERTAINTY_FIELDS and value is not None
             },
         }
-        samples.append(sample | ({"text": branch["text"]} if texts else {}))
+        sample |= {"text": branch["text"]} if texts else {}
+        samples.append(sample | ({"probes": branch["probes"]} if "probes" in branch else {}))
     question = problem.messages[-1]["content"] if problem.messages else problem.prompt
     return {
         "id": problem.id,

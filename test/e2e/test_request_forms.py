@@ -45,7 +45,6 @@ def test_every_sample_of_every_prompt_is_told_its_own_program(server_url: str) -
         ("/v1/completions", {"prompt": ["1+1", "2+2"]}, "prompt"),
         ("/generate", {"rid": ["a", "b"]}, "rid"),
         ("/generate", {"rid": "/"}, "rid"),
-        ("/v1/completions", {"stream": True}, "stream"),
     ],
 )
 def test_what_no_program_can_take_is_refused_by_name(

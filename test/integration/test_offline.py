@@ -136,9 +136,9 @@ def test_a_malformed_program_is_refused_by_name(
         engine.generate(**{"prompt": "1+1", **call})
 
 
-def test_a_streamed_program_is_refused(engine: DynasorEngine) -> None:
-    with pytest.raises(ValueError, match="stream"):
-        list(engine.generate("1+1", program=RUN, stream=True))
+def test_a_program_streams_offline_too(engine: DynasorEngine) -> None:
+    *_, last = engine.generate("1+1", PARAMS, program=RUN, stream=True)
+    assert last["meta_info"]["dynasor"]["algorithm"] == "self_consistency"
 
 
 def test_sampling_params_may_come_by_position_as_upstream_takes_them(

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from support.probe_traces import made_up_lines
+
 SCRIPT = Path(__file__).parents[2] / "benchmark" / "replay.py"
 FIGURES = {
     "accuracy",
@@ -24,6 +26,10 @@ FIGURES = {
     "samples",
     "rounds",
     "critical_path",
+    "sequential_tokens",
+    "sequential_share",
+    "probe_tokens",
+    "probe_token_share",
 }
 RULES = {
     "threshold",
@@ -38,6 +44,9 @@ RULES = {
     "decided",
     "dynasor",
     "dynasor_offers",
+    "dynasor_pace",
+    "dynasor_running",
+    "dynasor_all_at_once",
 }
 
 
@@ -90,6 +99,18 @@ def test_the_last_line_holds_the_documented_figures_of_every_rule(traces: Path) 
         ("any", "fixed_k"),
     }
     assert (traces.parent / "replay_tiny_8.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_traces_with_probes_give_running_votes_and_single_chains(tmp_path: Path) -> None:
+    path = tmp_path / "probes.jsonl"
+    path.write_text(made_up_lines(4, 16))
+    result = result_of(run(path, "--rules", "dynasor_pace,dynasor_running"))
+    assert result["dynasor_running"]["concurrent"]["probe_token_share"] < 0.05
+    assert result["dynasor_pace"]["concurrent"]["probe_tokens"] == 0
+    chains = result["chains"]
+    assert {"whole", "window_2", "window_20", "promised"} <= chains.keys()
+    assert chains["window_2"]["tokens_saved"] > chains["window_10"]["tokens_saved"]
+    assert "mild" not in chains["promised"]  # four problems promise nothing
 
 
 def test_a_study_adds_its_tables_and_one_key(traces: Path) -> None:

@@ -200,6 +200,7 @@ class EngineNodes:
                 input_ids=self._program.encode(watch.text),
                 max_tokens=watch.max_tokens,
                 measured=watch.measured,
+                after=watch.after,
             )
 
     def on_probe(self, take: Callable[[Probe], None]) -> None:

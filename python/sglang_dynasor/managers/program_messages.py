@@ -74,7 +74,7 @@ class CancelNodesReqInput(BaseReq, kw_only=True):  # type: ignore[call-arg]
 
 
 class WatchReqInput(BaseReq, kw_only=True):  # type: ignore[call-arg]
-    """Probe a request of a program each `every` of its tokens; 0: no more.
+    """Probe a request of a program each `every` of its tokens, first after `after`; 0: no more.
 
     `input_ids` are the forced text, behind which at most `max_tokens` are generated, or up to the
     end of the box it opens. `measured` asks for the probability of these tokens.
@@ -88,6 +88,7 @@ class WatchReqInput(BaseReq, kw_only=True):  # type: ignore[call-arg]
     input_ids: list[int]
     max_tokens: int
     measured: bool = False
+    after: int = 0
 
 
 class ProbedReqOutput(BaseReq, kw_only=True):  # type: ignore[call-arg]

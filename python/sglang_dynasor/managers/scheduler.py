@@ -256,7 +256,7 @@ class DynasorScheduler(Scheduler):
         key = ProgramKey(recv_req.tenant, recv_req.program_id)
         tokens = len(recv_req.input_ids) + recv_req.max_tokens
         for req in self.programs.named(key, [recv_req.rid]):
-            self.programs.probes.watch(req, recv_req.every, tokens, recv_req)
+            self.programs.probes.watch(req, recv_req.every, tokens, recv_req, recv_req.after)
 
     def end_program(self, recv_req: EndProgramReqInput) -> None:
         """End every request of a program; the answer follows when the last one has drained."""

@@ -85,8 +85,17 @@ class ChainOfThought:
         if settings.rule is None or self._shadow is not None:
             return []
         measured = settings.rule.min_confidence is not None
-        text = settings.probe_text
-        return [Watch(str(self._node), self._every, text, settings.probe_tokens, measured)]
+        after = max(0, settings.rule.warmup_tokens - self._before)
+        return [
+            Watch(
+                str(self._node),
+                self._every,
+                settings.probe_text,
+                settings.probe_tokens,
+                measured,
+                after,
+            )
+        ]
 
     def _take_probe(self, event: Probed) -> Sequence[Action]:
         if event.node != str(self._node) or self._exit or self._answering or self._shadow:
@@ -146,7 +155,10 @@ class ChainOfThought:
         return self._settings.think_end in text or _BOX in text
 
     def _answer(self, stop_reason: ProgramStop, thinking: bool) -> Sequence[Action] | Outcome:
-        """Have the model close its thought and answer, or put in what its probes agreed on."""
+        """Have the model close its thought and answer, or put in what its probes agreed on.
+
+        Where an answer is to be inserted and there is none, the probe's text asks for it.
+        """
         assert self._last is not None
         self._exit = stop_reason
         left = self._left()
@@ -154,7 +166,13 @@ class ChainOfThought:
             return self._outcome(stop_reason, insert=True)
         self._answering = True
         self._node += 1
-        suffix = self._settings.think_end if thinking else self._settings.probe_text
+        suffix = self._settings.probe_text
+        if thinking:
+            suffix = (
+                self._settings.think_end
+                if self._settings.on_exit == "answer"
+                else self._closed(suffix)
+            )
         self._start = Start(str(self._node), self._last.node, None, suffix, left, "answer")
         return [self._start]
 
@@ -210,11 +228,12 @@ class ChainOfThought:
         if not answer:
             return settings.think_end if thinking else ""
         forced = f"{settings.probe_text}{answer}{settings.probe_text_end}"
-        return (
-            f"{settings.think_end}{forced}"
-            if thinking and settings.think_end not in forced
-            else forced
-        )
+        return self._closed(forced) if thinking else forced
+
+    def _closed(self, forced: str) -> str:
+        """Forced text that closes the thought before it answers."""
+        think_end = self._settings.think_end
+        return forced if think_end in forced else think_end + forced
 
     def _would_have_stopped(self, stop_reason: ProgramStop, answer: str) -> ShadowOutcome:
         if self._shadow is None:

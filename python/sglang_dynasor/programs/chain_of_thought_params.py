@@ -83,7 +83,9 @@ class ChainOfThoughtParams(AnswerParams):
         None, max_length=200, description="what closes it where the answer is inserted; `}`"
     )
     on_exit: OnExit | None = Field(
-        None, description="`answer`: the model writes its answer; `insert`: the probes' is put in"
+        None,
+        description="`answer`: the model writes its answer; `insert`: the probes' is put in, or "
+        "`probe_text` asks for one",
     )
     max_thinking_tokens: int | None = Field(
         None, ge=1, le=2**31, description="then the model has to answer"

@@ -50,7 +50,7 @@ class Watch:
     A probe is forked off: the node's tokens so far, then `text`, then at most `max_tokens` tokens
     or up to the end of a box that `text` opens. It is thrown away, and the node goes on unchanged.
     `every` 0: no further one. Watching a node again replaces what was said before. `measured` asks
-    for the probability of what is generated.
+    for the probability of what is generated. The first one comes after `after` tokens at least.
     """
 
     node: str
@@ -58,6 +58,7 @@ class Watch:
     text: str = ""
     max_tokens: int = PROBE_TOKENS
     measured: bool = False
+    after: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +201,7 @@ class Outcome:
     shadow: ShadowOutcome | None = None
     inactive: dict[str, str] = field(default_factory=dict)
     closing: str = ""
+    probes: Mapping[str, Sequence[Probed]] = field(default_factory=dict)
 
 
 class ReasoningProgram(Protocol):

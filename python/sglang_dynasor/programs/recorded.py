@@ -175,7 +175,7 @@ class _Slots:
         running.probe = None
         if not watch.every:
             return
-        at = max(self._now - running.begun, running.probed_at + watch.every - 1)
+        at = max(self._now - running.begun, running.probed_at + watch.every - 1, watch.after - 1)
         for probe in self._probes_of(watch.node):
             if at < probe.at < running.tokens:
                 running.probe = probe

@@ -9,7 +9,7 @@ from typing import Any
 from sglang_dynasor.certaindex import TokenCertainty
 from sglang_dynasor.programs.client import Generated
 from sglang_dynasor.programs.program_run import ProgramRun
-from sglang_dynasor.programs.protocol import Finished
+from sglang_dynasor.programs.protocol import Finished, Probed
 from sglang_dynasor.programs.spec import ResolvedProgram
 
 
@@ -142,6 +142,7 @@ def _describe_branches(run: ProgramRun) -> list[dict[str, Any]]:
         (node, {"stop_reason": "failed", "tokens": 0, "text": "", "error": error})
         for node, error in run.failed.items()
     ]
+    probes = run.outcome.probes
     place = {node: index for index, node in enumerate(run.started)}
     details.sort(key=lambda item: place[item[0]])
     return [
@@ -150,6 +151,7 @@ def _describe_branches(run: ProgramRun) -> list[dict[str, Any]]:
             "branch": int(node) if node.isdecimal() else node,
             "answer": run.outcome.answers.get(node),
             **described,
+            **({"probes": list(map(_describe_probe, probes[node]))} if node in probes else {}),
         }
         for node, described in details
     ]
@@ -164,6 +166,16 @@ def _describe_node(part: Finished | Generated) -> dict[str, Any]:
     if part.certainty is not None:
         described["certainty"] = _describe_certainty(part.certainty)
     return described
+
+
+def _describe_probe(probe: Probed) -> dict[str, Any]:
+    """As a trace of `sglang-dynasor run --record` has it."""
+    return {
+        "at": probe.at,
+        "answer": probe.answer,
+        "hedged": probe.hedged,
+        "certainty": None if probe.confidence is None else round(probe.confidence, 6),
+    }
 
 
 def _describe_certainty(certainty: TokenCertainty) -> dict[str, float]:

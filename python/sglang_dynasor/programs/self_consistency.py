@@ -58,6 +58,7 @@ class SelfConsistency:
         self._probes: BranchProbes | None = None
         if settings.probes is not None and not settings.shadow:
             self._probes = BranchProbes(settings.probes, settings.rule)
+        self._recorded: dict[str, list[Probed]] = {}  # in shadow mode, all of them
         self._ended: set[int] = set()
         self._boundary = 0  # branches below it are needed until they end
         self._needed = 0  # of these
@@ -107,6 +108,8 @@ class SelfConsistency:
 
     def _count(self, event: Finished | Probed) -> ProgramStop | None:
         if isinstance(event, Probed):
+            if self._settings.shadow:
+                self._recorded.setdefault(event.node, []).append(event)
             if self._probes is not None:
                 self._probes.take(event)
             return self._certain_with_running()
@@ -172,7 +175,13 @@ class SelfConsistency:
         self._rounds += 1
         starts += self._need(size)
         evidence = self._votes.evidence
-        return [Demand(evidence.certaindex, 1.0, self._work(evidence)), *starts]
+        demand = Demand(evidence.certaindex, 1.0, self._work(evidence))
+        plan = self._settings.probes
+        if plan is None:
+            return [demand, *starts]
+        # Rounds of the shadow mode: what the acting program would be told is told of every branch.
+        watches = [Watch(one.node, plan.every, plan.text, plan.max_tokens, True) for one in starts]
+        return [demand, *starts, *watches]
 
     def _offered(self, starts: list[Start]) -> Sequence[Action]:
         evidence = self._votes.evidence
@@ -251,6 +260,7 @@ class SelfConsistency:
             rounds=self._rounds,
             shadow=self._would_have_stopped() if shadow else None,
             inactive=self._inactive(),
+            probes=self._recorded,
         )
 
     def _would_have_stopped(self) -> ShadowOutcome:
@@ -263,7 +273,11 @@ class SelfConsistency:
             for event in self._votes.finished
         }
         acting = SelfConsistency(replace(self._settings, shadow=False))
-        acted = replay_nodes(acting, lambda start: recorded[start.node])
+        acted = replay_nodes(
+            acting,
+            lambda start: recorded[start.node],
+            probes_of=lambda node: self._recorded.get(node, ()),
+        )
         return ShadowOutcome(
             stop_reason=acted.outcome.stop_reason,
             answer=acted.outcome.answer,

@@ -44,12 +44,12 @@ class ProbeSchedule:
     def __len__(self) -> int:
         return len(self._watched)
 
-    def watch(self, req: Request, every: int, tokens: int, content: Any) -> None:
-        """Probe `req` each `every` tokens from now on; 0: no more."""
+    def watch(self, req: Request, every: int, tokens: int, content: Any, after: int = 0) -> None:
+        """Probe `req` each `every` tokens from now on, after `after` at first; 0: no more."""
         known = self._watched.pop(req, None)
         if every:
             probing = known is not None and known.probing
-            next_at = (len(req.output_ids) // every + 1) * every
+            next_at = max((len(req.output_ids) // every + 1) * every, after)
             self._watched[req] = Watched(every, tokens, content, next_at, probing)
         elif known is not None and known.probing:
             self.underway -= 1

@@ -1,0 +1,302 @@
+"""Chains of thought with fewer tokens: what each way of ending them costs, on the same samples.
+
+    python benchmark/token_deprivation.py --problems 1000
+
+The paper's token deprivation (its Figure 6), on the real engine and one run: arms follow each other
+in blocks of problems, in turns of order, and chain i of a problem is the same keyed sample in all.
+
+- full: every chain to its own end;
+- hard_budget: at most so many thinking tokens, then the answer is forced; the limit at which it
+  spends what `ours` does;
+- released_mid: the released rule and its preset "mid", 3 equal answers, 64 tokens apart;
+- ours: probes from `--warmup` on, each `--interval` tokens, `--window` equal ones end the chain;
+- sc: 8 chains and the full vote; sc_finished: the rule on finished ones; sc_running: the same with
+  votes of running ones, once 4 finished agree.
+
+`harm` counts problems that `full` (for votes `sc`) has right and the arm wrong, `gain` the reverse.
+Token figures are means per problem; `all_tokens` hold probes and what was cancelled,
+`sequential_tokens` are those of the longest path. With `--sweep` a table of interval x window
+follows. `decode_ratio` is the parents' decode throughput with probes that stop nothing over that
+without. The last line of stdout is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from serving_report import facts
+from sglang_dynasor.demo import (
+    Problem,
+    add_sampling_flags,
+    is_right,
+    load_problems,
+    problem_seed,
+    started_engine,
+)
+from sglang_dynasor.models import resolve_model
+from sglang_dynasor.programs import Program, ProgramResult
+
+RESULTS = Path(__file__).parent / "results" / "token_deprivation.csv"
+CHAINS = ("full", "hard_budget", "released_mid", "ours")
+VOTES = ("sc", "sc_finished", "sc_running")
+VOTE = {"algorithm": "self_consistency", "max_branches": 8}
+BLOCK = 100
+DECODE_TURNS = 5
+COLUMNS = (
+    *("accuracy", "harm", "gain", "thinking_tokens", "all_tokens", "all_tokens_saved"),
+    *("sequential_tokens", "probe_token_share", "seconds"),
+)
+
+
+@dataclass
+class Arm:
+    """The results of one arm, problem by problem, and the seconds they took."""
+
+    results: list[ProgramResult] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def right(self, problems: Sequence[Problem]) -> list[bool]:
+        return [is_right(p, r.answer) for p, r in zip(problems, self.results, strict=True)]
+
+    def tokens(self, name: str) -> float:
+        """Mean per problem of one of the report's counts."""
+        return sum(r.report["tokens"][name] for r in self.results) / len(self.results)
+
+    @property
+    def all_tokens(self) -> float:
+        return self.tokens("total") - self.tokens("prompt")
+
+
+def fields_of(arm: str, options: argparse.Namespace, budget: int) -> dict[str, Any]:
+    """The program of one arm."""
+    probed = {
+        "algorithm": "cot",
+        "on_exit": "insert",
+        "probe_interval": options.interval,
+        "window": options.window,
+        "warmup_tokens": options.warmup,
+    }
+    if options.min_confidence is not None:
+        probed["min_confidence"] = options.min_confidence
+    return {
+        "full": {"algorithm": "cot", "saving_effort": "none"},
+        "hard_budget": {
+            "algorithm": "cot",
+            "saving_effort": "none",
+            "max_thinking_tokens": budget,
+            "on_exit": "insert",
+        },
+        "released_mid": {
+            "algorithm": "cot",
+            "probe_interval": 64,
+            "window": 3,
+            "on_exit": "insert",
+        },
+        "ours": probed,
+        "never": {**probed, "window": 1000},
+        "sc": {**VOTE, "mode": "shadow"},
+        "sc_finished": {**VOTE, "pace": options.pace},
+        "sc_running": {**VOTE, "pace": options.pace, "probe_interval": options.vote_interval},
+    }[arm]
+
+
+def programs_of(
+    arm: str, problems: Sequence[Problem], options: argparse.Namespace, budget: int = 1
+) -> list[Program]:
+    made = []
+    for problem in problems:
+        fields = fields_of(arm, options, budget) | {
+            "answer_format": problem.answer_format,
+            "answer_pattern": problem.answer_pattern,
+        }
+        made.append(
+            Program(
+                prompt=problem.prompt,
+                messages=problem.messages,
+                sampling_params={
+                    "temperature": options.temperature,
+                    "max_new_tokens": options.max_new_tokens,
+                    "sampling_seed": problem_seed(problem, options.seed),
+                },
+                chat_template_kwargs={"enable_thinking": True} if problem.messages else {},
+                dynasor=fields,
+            )
+        )
+    return made
+
+
+def measure(
+    engine: Any, names: Sequence[str], problems: list[Problem], options: Any, budget: int = 1
+) -> dict[str, Arm]:
+    """Every arm on every problem, in blocks and turns."""
+    arms = {name: Arm() for name in names}
+    for turn, begin in enumerate(range(0, len(problems), BLOCK)):
+        block = problems[begin : begin + BLOCK]
+        for name in (*names[turn % len(names) :], *names[: turn % len(names)]):
+            engine.flush_cache()
+            started = time.perf_counter()
+            results = engine.run_batch(programs_of(name, block, options, budget))
+            arms[name].seconds += time.perf_counter() - started
+            if errors := [result.error for result in results if result.error]:
+                raise SystemExit(f"{name}: {errors[0]}")
+            arms[name].results += results
+    return arms
+
+
+def equal_budget(full: Arm, tokens: float) -> int:
+    """The limit of thinking tokens at which the chains of `full` would spend so many on average."""
+    lengths = [result.report["tokens"]["branch"] for result in full.results]
+    answer = 5  # tokens of the forced answer, about
+    for budget in range(1, max(lengths) + 1):
+        spent = sum(min(n, budget + answer) for n in lengths) / len(lengths)
+        if spent >= tokens:
+            return budget
+    return max(lengths)
+
+
+def row_of(arm: Arm, against: Arm, problems: Sequence[Problem]) -> dict[str, Any]:
+    right, base = arm.right(problems), against.right(problems)
+    pairs = list(zip(base, right, strict=True))
+    return {
+        "accuracy": sum(right) / len(right),
+        "harm": sum(b and not r for b, r in pairs),
+        "gain": sum(r and not b for b, r in pairs),
+        "thinking_tokens": arm.tokens("branch"),
+        "all_tokens": arm.all_tokens,
+        "all_tokens_saved": 1 - arm.all_tokens / against.all_tokens,
+        "sequential_tokens": arm.tokens("sequential"),
+        "probe_token_share": arm.tokens("probe") / arm.all_tokens,
+        "seconds": arm.seconds,
+        "seconds_saved": 1 - arm.seconds / against.seconds,
+    }
+
+
+def decode_ratio(engine: Any, problems: list[Problem], options: Any) -> float:
+    """Tokens of chains a second with probes that stop nothing, over that without; the median."""
+    block = problems[:BLOCK]
+    ratios = []
+    for turn in range(DECODE_TURNS):
+        rates = {}
+        for name in ("full", "never") if turn % 2 else ("never", "full"):
+            arm = measure(engine, [name], block, options)[name]
+            rates[name] = arm.tokens("branch") / arm.seconds
+        ratios.append(rates["never"] / rates["full"])
+    return sorted(ratios)[DECODE_TURNS // 2]
+
+
+def sweep(engine: Any, problems: list[Problem], options: Any, full: Arm) -> list[dict[str, Any]]:
+    """Accuracy against tokens for interval x window (the paper's Figure 6)."""
+    rows = []
+    block = problems[: len(full.results)]
+    for interval in (16, 32, 64):
+        for window in (1, 2, 3, 5):
+            changed = {"interval": interval, "window": window, "warmup": 0, "min_confidence": None}
+            given = argparse.Namespace(**{**vars(options), **changed})
+            arm = measure(engine, ["ours"], block, given)["ours"]
+            rows.append({"interval": interval, "window": window, **row_of(arm, full, block)})
+    return rows
+
+
+def main() -> None:
+    """Measure, print tables, write CSV rows, end with one line of JSON."""
+    options = parse_options()
+    model = resolve_model(options.model_path)
+    problems = load_problems(options.problems_file, options.problems, options.seed)
+    console = Console(stderr=True)
+    console.print(f"starting the engine on {model}; {len(problems)} problems")
+    settings = {"speculative_share": 0.0}
+    with started_engine(model, options.seed, settings) as engine:
+        engine.run_batch(programs_of("full", problems[:BLOCK], options))  # warm
+        names = ["full", "released_mid", "ours"]
+        arms = measure(engine, names, problems, options)
+        budget = equal_budget(arms["full"], arms["ours"].all_tokens)
+        arms |= measure(engine, ["hard_budget"], problems, options, budget)
+        arms |= measure(engine, VOTES, problems[: options.vote_problems], options)
+        ratio = decode_ratio(engine, problems, options)
+        swept = (
+            sweep(engine, problems[:200], options, _first(arms["full"], 200))
+            if options.sweep
+            else []
+        )
+    rows = {name: row_of(arms[name], arms["full"], problems) for name in CHAINS}
+    voted = problems[: options.vote_problems]
+    rows |= {name: row_of(arms[name], arms["sc"], voted) for name in VOTES}
+    Console(width=150).print(table_of(rows))
+    facts_of = facts(options)
+    with RESULTS.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["arm", *next(iter(rows.values())), *facts_of])
+        writer.writeheader()
+        for name, row in rows.items():
+            writer.writerow({"arm": name, **_rounded(row), **facts_of})
+    result = {
+        "problems": len(problems),
+        "vote_problems": len(voted),
+        "budget": budget,
+        "decode_ratio": round(ratio, 4),
+        "arms": {name: _rounded(row) for name, row in rows.items()},
+        "sweep": [_rounded(row) for row in swept],
+        "temperature": options.temperature,
+        "rule": {name: getattr(options, name) for name in _RULE},
+        **facts_of,
+    }
+    print(json.dumps(result))
+
+
+_RULE = ("interval", "window", "warmup", "min_confidence", "pace", "vote_interval")
+
+
+def _first(arm: Arm, count: int) -> Arm:
+    share = min(count, len(arm.results)) / len(arm.results)
+    return Arm(arm.results[:count], arm.seconds * share)
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: round(v, 4) if isinstance(v, float) else v for name, v in row.items()}
+
+
+def table_of(rows: dict[str, dict[str, Any]]) -> Table:
+    table = Table(title="per problem; votes are held against sc")
+    for column in ("arm", *COLUMNS):
+        table.add_column(column.replace("_", " "), justify="left" if column == "arm" else "right")
+    shares = ("accuracy", "all_tokens_saved", "probe_token_share")
+    for name, row in rows.items():
+        cells = [
+            f"{row[column]:.1%}"
+            if column in shares
+            else f"{row[column]:.1f}"
+            if isinstance(row[column], float)
+            else str(row[column])
+            for column in COLUMNS
+        ]
+        table.add_row(name, *cells)
+    return table
+
+
+def parse_options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--problems", type=int, default=1000)
+    parser.add_argument("--vote-problems", type=int, default=200, help="of these, for the votes")
+    add_sampling_flags(parser)
+    parser.set_defaults(temperature=0.6, max_new_tokens=400)
+    parser.add_argument("--interval", type=int, default=16, help="tokens between probes of ours")
+    parser.add_argument("--window", type=int, default=2, help="equal probes that end a chain")
+    parser.add_argument("--warmup", type=int, default=0, help="tokens before the first probe")
+    parser.add_argument("--min-confidence", type=float, help="of the newest answer")
+    parser.add_argument("--pace", type=float, default=2.0, help="of both arms that stop a vote")
+    parser.add_argument("--vote-interval", type=int, default=32, help="probes of sc_running")
+    parser.add_argument("--sweep", action="store_true", help="add interval x window")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
