@@ -70,6 +70,9 @@ class EngineProbes:
                 schedule.ended(parent)
             else:
                 forked.append(self._fork(parent, asked))
+        if forked:
+            # Upstream looks at no queue of a batch that was full; these have places of their own.
+            running_batch.batch_is_full = False
         engine.waiting_queue.extend(forked)
         return forked
 

@@ -174,6 +174,10 @@ class DynasorScheduler(Scheduler):
         self.probes.drop_unplaced(forked)
         return plan
 
+    def get_num_allocatable_reqs(self, *args: Any, **kwargs: Any) -> int:
+        free: int = super().get_num_allocatable_reqs(*args, **kwargs)
+        return free - self.programs.probes.reserved
+
     def get_new_batch_prefill(self, running_batch: ScheduleBatch) -> Any:
         plan = super().get_new_batch_prefill(running_batch)
         self.programs.release(self.waiting_queue)

@@ -8,7 +8,7 @@ from typing import Any
 from sglang_dynasor.scheduling.program_entry import Request
 from sglang_dynasor.scheduling.room import Load
 
-# Probes may take this share of the engine's places.
+# Probes may take this share of the engine's places, which is kept for them while some are wanted.
 PROBE_SHARE = 1 / 8
 # A fork costs a prefill pass, whatever it holds: requests that are due soon are probed with those
 # that are due now. This share of their interval early.
@@ -44,6 +44,13 @@ class ProbeSchedule:
     def __len__(self) -> int:
         return len(self._watched)
 
+    @property
+    def reserved(self) -> int:
+        """Places that nothing but a probe may take now, one place at least staying for others."""
+        if not self._watched:
+            return 0
+        return max(0, min(self._most, self._places - 1) - self.underway)
+
     def watch(self, req: Request, every: int, tokens: int, content: Any, after: int = 0) -> None:
         """Probe `req` each `every` tokens from now on, after `after` at first; 0: no more."""
         known = self._watched.pop(req, None)
@@ -65,7 +72,7 @@ class ProbeSchedule:
         stays due.
         """
         places = min(self._most - self.underway, self._places - load.running - self.underway)
-        if load.is_full or places < 1:
+        if places < 1:
             return []
         free = [item for item in self._watched.items() if not item[1].probing]
         late = {req: len(req.output_ids) - watched.next_at for req, watched in free}

@@ -85,7 +85,6 @@ def test_a_request_is_probed_once_at_a_time_and_again_after_its_interval() -> No
 @pytest.mark.parametrize(
     "load",
     [
-        Load(running=8, waiting=0, is_full=True, kv_tokens=100_000),
         Load(running=64, waiting=0, kv_tokens=100_000),
         Load(running=8, waiting=0, kv_tokens=250),  # the branches will need it
         Load(running=8, waiting=0, kv_tokens=29),
@@ -95,6 +94,20 @@ def test_nothing_is_probed_where_running_requests_need_the_room(load: Load) -> N
     made, _ = schedule(100)
     assert taken(made, load) == []
     assert taken(made) == [0]  # it stays due
+
+
+@pytest.mark.parametrize(("places", "kept"), [(64, 8), (8, 1), (4, 1), (2, 1), (1, 0)])
+def test_places_are_kept_for_probes_while_some_are_wanted(places: int, kept: int) -> None:
+    made = ProbeSchedule(places)
+    assert made.reserved == 0
+    req = Req()
+    made.watch(req, 100, 30, 0)
+    assert made.reserved == kept
+    req.grow(100)
+    taken(made, Load(running=places - 1, waiting=9, is_full=True, kv_tokens=100_000))
+    assert made.reserved == max(0, kept - 1)
+    made.forget(req)
+    assert made.reserved == 0
 
 
 def test_probes_take_a_share_of_the_places_at_most() -> None:
