@@ -9,7 +9,8 @@ in blocks of problems, in turns of order, and chain i of a problem is the same k
 - hard_budget: at most so many thinking tokens, then the answer is forced; the limit at which it
   spends what `ours` does;
 - released_mid: the released rule and its preset "mid", 3 equal answers, 64 tokens apart;
-- ours: probes from `--warmup` on, each `--interval` tokens, `--window` equal ones end the chain;
+- ours: probes from `--warmup` on, each `--interval` tokens; `--window` equal ones end the chain,
+  where the newest is as probable as `--min-confidence`;
 - sc: 8 chains and the full vote; sc_finished: the rule on finished ones; sc_running: the same with
   votes of running ones, once 4 finished agree.
 
@@ -50,7 +51,7 @@ RESULTS = Path(__file__).parent / "results" / "token_deprivation.csv"
 CHAINS = ("full", "hard_budget", "released_mid", "ours")
 VOTES = ("sc", "sc_finished", "sc_running")
 VOTE = {"algorithm": "self_consistency", "max_branches": 8}
-BLOCK = 100
+BLOCK = 250
 DECODE_TURNS = 5
 COLUMNS = (
     *("accuracy", "harm", "gain", "thinking_tokens", "all_tokens", "all_tokens_saved"),
@@ -285,13 +286,15 @@ def table_of(rows: dict[str, dict[str, Any]]) -> Table:
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--problems", type=int, default=1000)
-    parser.add_argument("--vote-problems", type=int, default=200, help="of these, for the votes")
+    parser.add_argument("--vote-problems", type=int, default=250, help="of these, for the votes")
     add_sampling_flags(parser)
     parser.set_defaults(temperature=0.6, max_new_tokens=400)
-    parser.add_argument("--interval", type=int, default=16, help="tokens between probes of ours")
-    parser.add_argument("--window", type=int, default=2, help="equal probes that end a chain")
+    parser.add_argument("--interval", type=int, default=48, help="tokens between probes of ours")
+    parser.add_argument("--window", type=int, default=1, help="equal probes that end a chain")
     parser.add_argument("--warmup", type=int, default=0, help="tokens before the first probe")
-    parser.add_argument("--min-confidence", type=float, help="of the newest answer")
+    parser.add_argument(
+        "--min-confidence", type=float, default=0.9, help="of the newest answer (default: 0.9)"
+    )
     parser.add_argument("--pace", type=float, default=2.0, help="of both arms that stop a vote")
     parser.add_argument("--vote-interval", type=int, default=32, help="probes of sc_running")
     parser.add_argument("--sweep", action="store_true", help="add interval x window")

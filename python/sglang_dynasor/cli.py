@@ -1,4 +1,4 @@
-"""`sglang-dynasor`: demo, serve, run, calibrate, doctor, models."""
+"""`sglang-dynasor`: demo, serve, run, calibrate, chat, doctor, models."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sglang_dynasor import calibrate, run
+from sglang_dynasor import calibrate, chat, run
 from sglang_dynasor.demo import add_sampling_flags
 
 
@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 
     calibrate.add_parser(commands)
     run.add_parser(commands)
+    chat.add_parser(commands)
     return parser
 
 

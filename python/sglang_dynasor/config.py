@@ -57,6 +57,12 @@ class DynasorConfig(BaseModel):
         "one has finished, or as many at any time as could settle the vote, further ones drawn by "
         "the engine while it has room",
     )
+    default: str = Field(
+        "",
+        description="what requests without program fields get: a file, JSON or YAML, or the JSON "
+        "itself, of program fields, or of a list of `{route, model, dynasor}` of which the first "
+        "that fits counts (`mode` off: a plain request)",
+    )
     pace: float | None = Field(
         None,
         ge=1,
@@ -291,11 +297,28 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     for name, field in DynasorConfig.model_fields.items():
         group.add_argument(
             f"--dynasor-{name.replace('_', '-')}",
+            *_FLAG_ALIASES.get(name, ()),
             dest=f"dynasor_{name}",
             type=_FLAG_TYPES.get(name, str),
             default=argparse.SUPPRESS,
             help=f"{field.description} (default: {field.default!r})",
         )
+
+    group.add_argument(
+        "--enable-adaptive-compute",
+        dest="dynasor_default",
+        action="store_const",
+        const='{"algorithm": "cot"}',
+        default=argparse.SUPPRESS,
+        help='--dynasor-default \'{"algorithm": "cot"}\': every request is a chain of thought',
+    )
+
+
+# Names that users of the released code asked for.
+_FLAG_ALIASES = {
+    "probe_interval": ("--adaptive-compute-token-interval",),
+    "window": ("--adaptive-compute-window",),
+}
 
 
 def _true_or_false(text: str) -> bool:

@@ -44,6 +44,7 @@ GOOD: dict[str, Any] = {
     "stop_loops": True,
     "prefix_hold_tokens": 0,
     "profile": "",
+    "default": '{"algorithm": "cot"}',
     "pace": 2.5,
     "probe_interval": 32,
     "window": 4,
@@ -83,6 +84,7 @@ BAD = [
     ("prefix_hold_tokens", 1.5),
     ("profile", 3),
     ("profile", "no/such/file.json"),
+    ("default", 7),
     ("pace", 0.5),
     ("pace", "5"),
     ("probe_interval", 0),
@@ -217,6 +219,16 @@ def test_settings_cannot_change_under_a_running_engine() -> None:
 def test_every_setting_has_a_flag() -> None:
     argv = [f"--dynasor-{name.replace('_', '-')}={value}" for name, value in GOOD.items()]
     assert parse_flags(*argv) == DynasorConfig.parse(GOOD)
+
+
+def test_the_flags_that_users_of_the_released_code_asked_for_are_settings() -> None:
+    config = parse_flags(
+        "--enable-adaptive-compute",
+        "--adaptive-compute-token-interval=32",
+        "--adaptive-compute-window=4",
+    )
+    assert json.loads(config.default) == {"algorithm": "cot"}
+    assert (config.probe_interval, config.window) == (32, 4)
 
 
 def test_a_flag_overrides_the_environment_and_leaves_the_rest(

@@ -38,6 +38,7 @@ RANKS = {
     "doctor": 9,
     "demo_report": 9,
     "calibrate": 10,
+    "chat": 10,
     "demo": 10,
     "run": 11,  # starts the engine and reads the problems as the demo does
     "cli": 12,

@@ -25,6 +25,7 @@ from sglang_dynasor.managers.program_messages import (
     EndProgramReqOutput,
     ProbedReqOutput,
 )
+from sglang_dynasor.managers.program_news import ToldProgram
 from sglang_dynasor.managers.replicas import replica_loads
 from sglang_dynasor.managers.request_fields import as_list, node_params, stamp_of
 from sglang_dynasor.managers.running_programs import RunningPrograms
@@ -83,8 +84,9 @@ class ProgramService:
                 nodes = await self._nodes(program, key, obj, expires_at, on_text)
                 running.attach(nodes)
                 try:
+                    made = program.build()
                     run = await run_program(
-                        program.build(),
+                        ToldProgram(made, obj) if obj.stream else made,
                         nodes,
                         self._answers(program),
                         None if expires_at is None else expires_at - loop.time(),

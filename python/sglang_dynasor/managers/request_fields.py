@@ -20,6 +20,7 @@ from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.errors import RequestError
 from sglang_dynasor.managers.program_messages import CARRIER, BranchParams
 from sglang_dynasor.programs.dialects import ADAPTIVE_COMPUTE, fields_of_adaptive_compute
+from sglang_dynasor.programs.server_defaults import ServerDefaults, read_defaults
 from sglang_dynasor.programs.spec import ProgramSpec, ResolvedProgram
 
 DEFAULT_TENANT = ""
@@ -59,21 +60,35 @@ async def read_program_fields(
     return specs
 
 
-def take_server_default(
+def take_server_defaults(
     preferred: dict[str, Any] | None, config: DynasorConfig
-) -> tuple[dict[str, Any], ProgramSpec | None]:
-    """The server's preferred sampling parameters without program fields, and those fields.
+) -> tuple[dict[str, Any], ServerDefaults]:
+    """The server's preferred sampling parameters without program fields, and what requests without
+    such fields get: as the settings say, or those fields.
 
     Upstream merges them into requests after these were checked. Raises ValueError.
     """
     try:
         fields, rest = _split(preferred)
-        spec = None if fields is None else ProgramSpec.parse(fields)
-        if spec is not None:
-            spec.resolve(config)  # what contradicts a setting shows here, not at the first request
-        return rest or {}, spec
-    except RequestError as error:
+        if fields is not None and not config.default:
+            return rest or {}, read_defaults(json.dumps([{"dynasor": fields}]), config)
+        if fields is not None:
+            raise ValueError("dynasor: --dynasor-default says this, give one of them")
+    except (RequestError, ValueError) as error:
         raise ValueError(f"--preferred-sampling-params: {error}") from None
+    return rest or {}, read_defaults(config.default, config)
+
+
+async def model_of(request: Request | None) -> str:
+    """The model a request names in its body, "" where it names none."""
+    if request is None:
+        return ""
+    try:
+        body = await request.json()
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        return ""
+    model = body.get("model") if isinstance(body, dict) else None
+    return model if isinstance(model, str) else ""
 
 
 async def _body_fields(request: Request | None) -> dict[str, Any]:

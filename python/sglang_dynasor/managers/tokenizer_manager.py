@@ -48,16 +48,18 @@ from sglang_dynasor.managers.request_fields import (
     is_constrained,
     is_greedy,
     member_params,
+    model_of,
     read_program_fields,
     single_request,
     stamp,
-    take_server_default,
+    take_server_defaults,
     tenant_of,
     without_stamp,
 )
 from sglang_dynasor.managers.stop_patterns import check_short_search
 from sglang_dynasor.programs.params import RequestTraits
 from sglang_dynasor.programs.result import build_report
+from sglang_dynasor.programs.server_defaults import ServerDefaults
 from sglang_dynasor.programs.spec import ProgramSpec, ResolvedProgram
 from sglang_dynasor.scheduling import ProgramKey
 
@@ -69,7 +71,7 @@ class DynasorTokenizerManager(TokenizerManager):
 
     # Upstream's tests build managers without a call of __init__.
     _programs = ProgramService(None, DynasorConfig())
-    _server_default: ProgramSpec | None = None
+    _defaults = ServerDefaults()
     preferred_sampling_params: dict[str, Any]  # upstream's
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -77,7 +79,7 @@ class DynasorTokenizerManager(TokenizerManager):
         self.branches_in_flight = 0
         super().__init__(*args, **kwargs)
         self._programs = ProgramService(self, self.dynasor_config)
-        self.preferred_sampling_params, self._server_default = take_server_default(
+        self.preferred_sampling_params, self._defaults = take_server_defaults(
             self.preferred_sampling_params, self.dynasor_config
         )
         # Its sampling path has no place for an observer.
@@ -116,7 +118,7 @@ class DynasorTokenizerManager(TokenizerManager):
         if not isinstance(obj, GenerateReqInput):
             return super().generate_request(obj, request)
         check_samples(obj)
-        if self._server_default is None and not names_program(obj, request):
+        if not self._defaults and not names_program(obj, request):
             # No generator of ours around upstream's: that is what idle would cost.
             return super().generate_request(obj, request)
         return self._generate_named(obj, request)
@@ -161,13 +163,18 @@ class DynasorTokenizerManager(TokenizerManager):
         if names_program(obj, request):
             shared = self.preferred_sampling_params.get("custom_params")
             specs = await read_program_fields(obj, request, shared)
-        if self._server_default is None or any(specs):
+        if not self._defaults or any(specs):
             return specs
         try:
             single = single_request(copy.copy(obj))
         except RequestError:
             return specs  # what can't be a program stays the request it is
-        return specs if is_health_check_generate_req(single) else [self._server_default]
+        if is_health_check_generate_req(single):
+            return specs
+        model = await model_of(request) if self._defaults.tells_models_apart else ""
+        route = request.url.path if request is not None else ""
+        spec = self._defaults.spec_of(route, model or self.served_model_name)
+        return specs if spec is None else [spec]
 
     def update_request_meta_info(
         self,

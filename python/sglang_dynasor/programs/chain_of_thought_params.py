@@ -19,6 +19,7 @@ from sglang_dynasor.programs.thought import probe_text_for
 # What a client that names no effort gets, where a profile promises it.
 DEFAULT_EFFORT: Effort = "mild"
 NO_PROMISE = "no calibrated profile of this model promises anything here: nothing is stopped"
+OPERATORS = "the server's own figures: nothing is promised for this model"
 UNCALIBRATED = "the client's own figures: nothing is promised for this model"
 CONSTRAINED = "a grammar's state is lost when a request is continued: nothing is stopped"
 
@@ -140,6 +141,9 @@ class ChainOfThoughtParams(AnswerParams):
             return rule, interval, {"promise": UNCALIBRATED}
         if self.saving_effort == "none":
             return None, interval, {}
+        own = {"probe_interval", "window"} & config.model_fields_set
+        if self.saving_effort is None and own and not config.chain_profile:
+            return ChainRule(config.window), interval, {"promise": OPERATORS}
         effort = self.saving_effort or DEFAULT_EFFORT
         profile = ChainProfile.read(config.chain_profile) if config.chain_profile else None
         level = profile.levels.get(effort) if profile else None

@@ -6,6 +6,7 @@ fields of the request need nothing here: the tokenizer manager reads the body it
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator
@@ -26,8 +27,10 @@ from sglang_dynasor.errors import RequestError
 from sglang_dynasor.managers.certainty_report import SUMMARY, VALUES, streamed_reports
 from sglang_dynasor.managers.edge_checks import names_program
 from sglang_dynasor.managers.program_messages import CARRIER
+from sglang_dynasor.managers.program_news import take_news
 
 _RETRY_AFTER_S = 1
+_NEWS_INTERVAL_S = 0.5
 
 
 class ProgramExt(SglExt):
@@ -80,6 +83,25 @@ def merge_reports(reports: list[dict[str, Any] | None]) -> dict[str, Any] | None
         if report is not None
     ]
     return {**shared, "choices": choices} if any(len(item) > 1 for item in choices) else shared
+
+
+async def with_news(chunks: AsyncIterator[str], adapted_request: Any) -> AsyncIterator[str]:
+    """The same stream with comments on the program between its chunks, as they come."""
+    following = asyncio.ensure_future(anext(chunks, None))
+    try:
+        while True:
+            done, _ = await asyncio.wait([following], timeout=_NEWS_INTERVAL_S)
+            for comment in take_news(adapted_request):
+                yield comment
+            if not done:
+                continue
+            chunk = following.result()
+            if chunk is None:
+                return
+            yield chunk
+            following = asyncio.ensure_future(anext(chunks, None))
+    finally:
+        following.cancel()
 
 
 async def report_last(chunks: AsyncIterator[str], adapted_request: Any) -> AsyncIterator[str]:
@@ -145,7 +167,7 @@ class DynasorServingChat(_NamesTheField, OpenAIServingChat):
         chunks = super()._generate_chat_stream(adapted_request, request, raw_request)
         if not names_program(adapted_request, raw_request):
             return chunks
-        return report_last(chunks, adapted_request)
+        return with_news(report_last(chunks, adapted_request), adapted_request)
 
 
 class DynasorServingCompletion(_NamesTheField, OpenAIServingCompletion):
@@ -163,4 +185,4 @@ class DynasorServingCompletion(_NamesTheField, OpenAIServingCompletion):
         chunks = super()._generate_completion_stream(adapted_request, request, raw_request)
         if not names_program(adapted_request, raw_request):
             return chunks
-        return report_last(chunks, adapted_request)
+        return with_news(report_last(chunks, adapted_request), adapted_request)

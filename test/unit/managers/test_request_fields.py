@@ -23,7 +23,7 @@ from sglang_dynasor.managers.request_fields import (
     read_program_fields,
     single_request,
     stamp,
-    take_server_default,
+    take_server_defaults,
     tenant_of,
     with_carrier,
     without_stamp,
@@ -187,13 +187,19 @@ def test_custom_params_the_server_prefers_stay_beside_our_own() -> None:
 
 def test_program_fields_the_server_prefers_are_checked_and_taken_out() -> None:
     preferred = {"temperature": 0.5, "custom_params": {"dynasor": RUN, "own": 1}}
-    rest, spec = take_server_default(preferred, DynasorConfig())
+    rest, defaults = take_server_defaults(preferred, DynasorConfig())
     assert rest == {"temperature": 0.5, "custom_params": {"own": 1}}
+    spec = defaults.spec_of("/generate", "any")
     assert spec is not None and spec.runs_in_engine
-    assert take_server_default(None, DynasorConfig()) == ({}, None)
+    rest, defaults = take_server_defaults(None, DynasorConfig())
+    assert rest == {} and not defaults
+    twice = DynasorConfig(default='{"algorithm": "cot"}')
+    assert take_server_defaults({}, twice)[1]
+    with pytest.raises(ValueError, match="--dynasor-default"):
+        take_server_defaults(preferred, twice)
     malformed = {"custom_params": {"dynasor": {"algorithm": "x"}}}
     with pytest.raises(ValueError, match=r"--preferred-sampling-params.*algorithm"):
-        take_server_default(malformed, DynasorConfig())
+        take_server_defaults(malformed, DynasorConfig())
 
 
 @pytest.mark.parametrize(

@@ -251,6 +251,15 @@ def test_without_a_promise_nothing_is_probed_and_the_report_says_so(fields: Any)
     assert "no calibrated profile" in outcome.inactive["saving_effort"]
 
 
+def test_figures_of_the_server_are_taken_where_the_client_names_none() -> None:
+    config = DynasorConfig(probe_interval=32, window=4)
+    program = ProgramSpec.parse({"algorithm": "cot"}).resolve(config, THINKING)
+    assert (program.settings.rule.window, program.settings.probe_interval) == (4, 32)
+    assert "server" in program.settings.inactive["promise"]
+    asked = ProgramSpec.parse({"algorithm": "cot", "saving_effort": "mid"})
+    assert asked.resolve(config, THINKING).settings.rule is None
+
+
 def test_a_clients_own_figures_promise_nothing_and_a_grammar_stops_nothing() -> None:
     outcome = begun().on([ended("</think>\\boxed{a}", answer="a")])
     assert "nothing is promised" in outcome.inactive["promise"]
