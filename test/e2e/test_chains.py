@@ -124,6 +124,15 @@ def test_a_voting_program_streams_its_leader_once_it_is_decided(server_url: str)
     assert f"\\boxed{{{report['answer']}}}" in text_of(chunks)
 
 
+def test_comments_tell_of_probes_and_finished_branches_on_the_way(server_url: str) -> None:
+    body = {**QUESTION, **THINKING, "model": "default", "stream": True, "max_tokens": 300}
+    reply = httpx.post(f"{server_url}{CHAT}", json={**body, "dynasor": COT}, timeout=120)
+    lines = [line for line in reply.text.split("\n\n") if line.startswith(": dynasor ")]
+    told = [json.loads(line.removeprefix(": dynasor ")) for line in lines]
+    assert [item["probe"]["at"] for item in told if "probe" in item]
+    assert any(item.get("stop_reason") for item in told)
+
+
 def test_a_native_stream_holds_all_so_far_and_ends_with_the_report(server_url: str) -> None:
     params = {"max_new_tokens": 200, "temperature": 0.6}
     outputs = events(server_url, "/generate", text="12+34", sampling_params=params, dynasor=COT)

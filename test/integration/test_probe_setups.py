@@ -56,3 +56,21 @@ def test_probes_work_on_several_ranks(
             assert state["dynasor"]["protected_tokens"] == 0
     finally:
         engine.shutdown()
+
+
+@pytest.mark.own_engine
+@pytest.mark.slow
+def test_a_server_default_makes_chains_of_requests_that_ask_for_nothing() -> None:
+    engine = DynasorEngine(
+        model_path=str(default_model_path()),
+        max_total_tokens=4096,
+        dynasor={"default": '{"algorithm": "cot", "probe_interval": 8, "window": 3}'},
+    )
+    try:
+        params = {"max_new_tokens": 60}
+        report = engine.generate(PROBLEMS[0], params)["meta_info"]["dynasor"]
+        assert report["algorithm"] == "cot"
+        both = engine.generate([PROBLEMS[0], PROBLEMS[1]], params)
+        assert not any("dynasor" in output["meta_info"] for output in both)  # no program
+    finally:
+        engine.shutdown()
