@@ -86,6 +86,7 @@ def fields_of(arm: str, options: argparse.Namespace, budget: int) -> dict[str, A
         "probe_interval": options.interval,
         "window": options.window,
         "warmup_tokens": options.warmup,
+        "probe_text": options.probe_text,
     }
     if options.min_confidence is not None:
         probed["min_confidence"] = options.min_confidence
@@ -96,6 +97,7 @@ def fields_of(arm: str, options: argparse.Namespace, budget: int) -> dict[str, A
             "saving_effort": "none",
             "max_thinking_tokens": budget,
             "on_exit": "insert",
+            "probe_text": options.probe_text,
         },
         "released_mid": {
             "algorithm": "cot",
@@ -289,11 +291,14 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--vote-problems", type=int, default=250, help="of these, for the votes")
     add_sampling_flags(parser)
     parser.set_defaults(temperature=0.6, max_new_tokens=400)
-    parser.add_argument("--interval", type=int, default=48, help="tokens between probes of ours")
+    parser.add_argument("--interval", type=int, default=56, help="tokens between probes of ours")
     parser.add_argument("--window", type=int, default=1, help="equal probes that end a chain")
+    parser.add_argument(
+        "--probe-text", default="</think>\\boxed{", help="what is forced (default: %(default)s)"
+    )
     parser.add_argument("--warmup", type=int, default=0, help="tokens before the first probe")
     parser.add_argument(
-        "--min-confidence", type=float, default=0.9, help="of the newest answer (default: 0.9)"
+        "--min-confidence", type=float, default=0.97, help="of the newest answer (default: 0.97)"
     )
     parser.add_argument("--pace", type=float, default=2.0, help="of both arms that stop a vote")
     parser.add_argument("--vote-interval", type=int, default=32, help="probes of sc_running")
