@@ -217,7 +217,7 @@ class EngineNodes:
                 Probe(
                     name,
                     answer.at,
-                    watch.text,
+                    "" if answer.is_own else watch.text,
                     answer.text,
                     answer.n_tokens,
                     answer.is_whole,

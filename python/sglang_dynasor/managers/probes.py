@@ -10,6 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from sglang_dynasor.managers.program_messages import (
     WatchReqInput,
 )
 
+_BOX = "\\boxed{"
+_LONGEST_BOX = 64  # tokens of an answer that is read where it is written
 _LIKELIEST = COLUMNS.index("top1_probability")
 
 
@@ -120,12 +123,46 @@ class EngineProbes:
         for req in engine.taken_from_queues({req for req in forked if req in waiting}):
             engine._release_aborted_request(req)
             engine.certainty.close(req.rid, "aborted")
-            engine.programs.probes.ended(self._probes.pop(req).parent)
+            self.drop(req)
+
+    def drop(self, req: Req) -> None:
+        """Forget a probe that has no answer; one that is none of ours is passed over."""
+        probe = self._probes.pop(req, None)
+        if probe is not None:
+            self._scheduler.programs.probes.ended(probe.parent)
 
     def end_if_answered(self, req: Req) -> None:
         """End a running probe that has closed the box its text opened."""
         if req.to_finish is None and _closes_box(self._decode(req)):
             req.to_finish = FINISH_ABORT(CUT_MESSAGE)
+
+    def read_own_answer(self, req: Req) -> None:
+        """Tell the program where a watched request has just written a boxed answer by itself."""
+        asked = self._scheduler.programs.probes.content_of(req)
+        if asked is None or not req.output_ids or req.output_ids[-1] not in self._closing_ids:
+            return
+        tail = req.output_ids[-_LONGEST_BOX:]
+        text: str = self._scheduler.tokenizer.decode(tail, skip_special_tokens=True)
+        box = text.rfind(_BOX)
+        if box < 0 or not _closes_box(text[box + len(_BOX) :]):
+            return
+        answer = ProbedReqOutput(
+            tenant=asked.tenant,
+            program_id=asked.program_id,
+            rid=req.rid,
+            at=len(req.output_ids),
+            text=text[box:],
+            n_tokens=0,
+            is_whole=True,
+            is_own=True,
+        )
+        self._scheduler.send_control_output(answer, answer)
+
+    @cached_property
+    def _closing_ids(self) -> frozenset[int]:
+        """Ids of the tokens with a closing brace."""
+        vocabulary: dict[str, int] = self._scheduler.tokenizer.get_vocab()
+        return frozenset(number for token, number in vocabulary.items() if "}" in token)
 
     def take(self, req: Req) -> None:
         """Tell the program what a probe that has ended has to say, and forget it."""

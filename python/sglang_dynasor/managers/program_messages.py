@@ -96,7 +96,7 @@ class ProbedReqOutput(BaseReq, kw_only=True):  # type: ignore[call-arg]
 
     `is_whole`: it has closed its box, or ended by itself. `text` is None for one that was ended
     with its request: it only counts. `confidence` is the mean probability of its tokens, where it
-    was measured.
+    was measured. `is_own`: no probe was needed, the request has written the box by itself.
     """
 
     tenant: str
@@ -107,6 +107,7 @@ class ProbedReqOutput(BaseReq, kw_only=True):  # type: ignore[call-arg]
     n_tokens: int
     is_whole: bool
     confidence: float | None = None
+    is_own: bool = False
 
 
 class EndProgramReqInput(BaseReq, kw_only=True):  # type: ignore[call-arg]

@@ -206,6 +206,8 @@ class DynasorScheduler(Scheduler):
                 self.probes.end_if_answered(req)
             elif is_extend and req.output_ids:
                 self.programs.prefilled(req)
+            elif len(self.programs.probes):
+                self.probes.read_own_answer(req)
         self._answer_ended_programs()
 
     def _note_end(self, req: Req) -> None:
@@ -220,6 +222,7 @@ class DynasorScheduler(Scheduler):
         # Upstream reports here every request that leaves a queue outside the output stream.
         super().send_abort_output(abort_req, req)
         self.programs.gone(req)
+        self.probes.drop(req)
         self.certainty.close(req.rid, "aborted")
         self._answer_ended_programs()
 

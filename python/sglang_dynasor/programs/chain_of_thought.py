@@ -138,18 +138,14 @@ class ChainOfThought:
     def _take_cut(self, event: Finished, thinking: bool) -> Sequence[Action] | Outcome:
         """The exit, unless the chain has come to an end of its own or may not be cut here."""
         ended = not thinking and self._has_answered(event.text)
-        if thinking or not ended:
-            if may_be_cut(event.text):
-                return self._answer("certain", thinking)
-            self._exit = None
+        if not ended and may_be_cut(event.text):
+            return self._answer("certain", thinking)
+        self._exit, self._answering = None, ended
         self._node += 1
         self._start = Start(
             str(self._node), event.node, max_tokens=self._thinking_limit(), kind="thought"
         )
-        if ended:
-            self._answering, self._exit = True, None
-            return [self._start]
-        return [self._start, *self._watch()]
+        return [self._start] if ended else [self._start, *self._watch()]
 
     def _has_answered(self, text: str) -> bool:
         return self._settings.think_end in text or _BOX in text

@@ -44,6 +44,11 @@ class ProbeSchedule:
     def __len__(self) -> int:
         return len(self._watched)
 
+    def content_of(self, req: Request) -> Any:
+        """What a probe of `req` is made of, None where nobody watches it."""
+        watched = self._watched.get(req)
+        return None if watched is None else watched.content
+
     @property
     def reserved(self) -> int:
         """Places that nothing but a probe may take now, one place at least staying for others."""
