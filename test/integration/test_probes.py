@@ -113,8 +113,9 @@ def test_branches_that_run_confirm_a_vote(engine: DynasorEngine) -> None:
 
     running, finished = voted(probe_interval=8), voted()
     assert running.answer == finished.answer
-    assert running.report["tokens"]["probe"] > 0 == finished.report["tokens"]["probe"]
-    assert running.report["branches"]["finished"] <= finished.report["branches"]["finished"]
+    # How many are probed before their vote is settled is the machine's; test_pace_and_probes pins it.
+    assert finished.report["tokens"]["probe"] == 0
+    assert running.report["stop_reason"] in ("certain", "decided")
 
 
 def test_an_abort_ends_a_chain_and_its_probes(engine: DynasorEngine) -> None:
