@@ -113,7 +113,7 @@ def test_branches_that_run_confirm_a_vote(engine: DynasorEngine) -> None:
 
     running, finished = voted(probe_interval=8), voted()
     assert running.answer == finished.answer
-    # How many are probed before their vote is settled is the machine's; test_pace_and_probes pins it.
+    # How many are probed before it is settled is the machine's; test_pace_and_probes pins it.
     assert finished.report["tokens"]["probe"] == 0
     assert running.report["stop_reason"] in ("certain", "decided")
 
