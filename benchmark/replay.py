@@ -19,31 +19,20 @@ import os
 import platform
 import subprocess
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from chains_study import chains_of, chains_table
 from paper_study import Correlation, PolicyFigures, Study, study
-from sglang_dynasor.allocation.chain_rule import ChainRule
-from sglang_dynasor.offline.chains import (
-    ChainEffects,
-    budget_figures,
-    promised_levels,
-    replay_chains,
-    spacing_of,
-)
 from sglang_dynasor.offline.contenders import Comparison, compare, contenders, merged
 from sglang_dynasor.offline.replay import Order
 from sglang_dynasor.offline.traces import TraceProblem, read_traces
 
 STUDY_SHUFFLES = 10
-CHAIN_WINDOWS = (20, 16, 10, 8, 5, 3, 2)
-CHAIN_CONFIDENCE = 0.9
-BUDGET_SHARES = (0.25, 0.5, 0.75)
 ROOT = Path(__file__).resolve().parents[1]
 INTERVALS_SHOWN = ("harm", "tokens_saved")
 COLUMNS = (
@@ -104,7 +93,7 @@ def main() -> None:
     for order, comparison in comparisons.items():
         Console(width=170).print(table_of(order, comparison, ["fixed", *names]))
     if any(sample.probes for problem in problems for sample in problem.samples):
-        result["chains"] = chains_of(problems)
+        result["chains"] = rounded(chains_of(problems))
         Console(width=170).print(chains_table(result["chains"]))
     if options.study:
         found = study(problems, max_branches, min(options.seeds, STUDY_SHUFFLES))
@@ -193,60 +182,6 @@ def table_of(order: Order, comparison: Comparison, names: list[str]) -> Table:
                 text += f" ({low:.1%}..{high:.1%})"
             cells.append(text)
         table.add_row(name, *cells)
-    return table
-
-
-def chains_of(problems: list[TraceProblem]) -> dict[str, Any]:
-    """Each recorded branch as a chain alone: whole, under each window, under plain budgets."""
-    interval = spacing_of(problems)
-    rules = [ChainRule(window) for window in CHAIN_WINDOWS]
-    workers = min(os.cpu_count() or 1, len(problems))
-    parts = [problems[worker::workers] for worker in range(workers)]
-    with ProcessPoolExecutor(workers) as pool:
-        done = [pool.submit(replay_chains, part, rules, interval) for part in parts]
-        effects = joined([future.result() for future in done])
-    rows: dict[str, Any] = {
-        "whole": {
-            "accuracy": float(effects.full_accuracy.mean()),
-            "tokens": float(effects.full_tokens.mean()),
-        }
-    }
-    for row, window in enumerate(CHAIN_WINDOWS):
-        rows[f"window_{window}"] = effects.figures(row)
-    longest = max(sample.n_tokens for problem in problems for sample in problem.samples)
-    for share in BUDGET_SHARES:
-        budget = int(share * longest)
-        rows[f"budget_{budget}"] = budget_figures(problems, budget)
-    promised = promised_levels(effects, interval, CHAIN_CONFIDENCE, CHAIN_WINDOWS)
-    rows["promised"] = {effort: level.model_dump() for effort, level in promised.items()}
-    rounded_rows: dict[str, Any] = rounded(rows)
-    return rounded_rows
-
-
-def joined(parts: list[ChainEffects]) -> ChainEffects:
-    """The effects on disjoint sets of problems, as one."""
-    names = [item.name for item in fields(ChainEffects)]
-    return ChainEffects(
-        *(np.concatenate([getattr(part, name) for part in parts], axis=-1) for name in names)
-    )
-
-
-def chains_table(rows: dict[str, Any]) -> Table:
-    table = Table(title="single chains; every branch is one, harm by the mean of each problem's")
-    columns = ("accuracy", "harm", "gain", "tokens", "tokens_saved", "probe_token_share")
-    for column in ("rule", *columns):
-        table.add_column(column.replace("_", " "), justify="left" if column == "rule" else "right")
-    for name, row in rows.items():
-        if name != "promised":
-            texts = [
-                ""
-                if column not in row
-                else f"{row[column]:.1f}"
-                if column == "tokens"
-                else f"{row[column]:.2%}"
-                for column in columns
-            ]
-            table.add_row(name, *texts)
     return table
 
 

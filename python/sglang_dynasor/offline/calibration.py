@@ -31,7 +31,7 @@ from sglang_dynasor.certaindex import canonical_key
 from sglang_dynasor.offline.curve import share_saved
 from sglang_dynasor.offline.recorded_bar import is_below
 from sglang_dynasor.offline.replay import Contender, Sample, Samples, full_vote
-from sglang_dynasor.offline.traces import TraceProblem, TraceSample
+from sglang_dynasor.offline.traces import TraceProblem, TraceSample, right_keys
 
 _POSTERIORS = (
     *(0.999, 0.998, 0.995, 0.99, 0.98, 0.97, 0.96, 0.95, 0.93),
@@ -194,16 +194,16 @@ def replay_settings(
             for index, (sample, item) in enumerate(zip(samples, recorded, strict=True))
         ]
         group = key_of()
-        right_keys = _right_keys(problem, group)
-        full_right = group(full_vote(samples, group)) in right_keys
+        right = right_keys(problem, group)
+        full_right = group(full_vote(samples, group)) in right
         replayed = Samples(pruned, group)
         full_tokens[column] = sum(sample.n_tokens for sample in samples)
         for row, stop_rule in enumerate(rules):
             contender = Contender(stop_rule, AdaptiveGrants(stop_rule), offers)
             run = replayed.replay(contender)
-            right = group(run.outcome.answer) in right_keys
-            harm[row, column] = full_right and not right
-            gain[row, column] = right and not full_right
+            is_right = group(run.outcome.answer) in right
+            harm[row, column] = full_right and not is_right
+            gain[row, column] = is_right and not full_right
             tokens[row, column] = run.tokens
     return SettingEffects(harm, gain, tokens, full_tokens)
 
@@ -285,12 +285,3 @@ def _drawn(
         )
     order = random.permutation(len(problem.samples))[:max_branches]
     return [problem.samples[index] for index in order]
-
-
-def _right_keys(problem: TraceProblem, group: KeyOf) -> set[str]:
-    for sample in problem.samples:
-        group(sample.answer)  # a later answer may split a group: first hear all of them
-    right = {group(sample.answer) for sample in problem.samples if sample.correct}
-    if any(sample.correct is None for sample in problem.samples):
-        right.add(group(problem.gold))
-    return right - {""}  # no answer is never right

@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +22,7 @@ from sglang_dynasor.allocation.chain_profile import RISK_OF_EFFORT, ChainLevel, 
 from sglang_dynasor.allocation.chain_rule import ChainRule
 from sglang_dynasor.certaindex import canonical_key
 from sglang_dynasor.offline.replay import Sample, Samples
-from sglang_dynasor.offline.traces import TraceProblem, TraceSample
+from sglang_dynasor.offline.traces import TraceProblem, TraceSample, right_keys
 from sglang_dynasor.programs import Replayed, replay_nodes
 from sglang_dynasor.programs.chain_of_thought import ChainOfThought
 from sglang_dynasor.programs.chain_of_thought_params import ChainSettings
@@ -90,67 +92,60 @@ class ChainEffects:
         }
 
 
+class _End(NamedTuple):
+    """Where a chain was ended: what it answered, and its tokens, those of probes among them."""
+
+    answer: str
+    tokens: int
+    probe_tokens: int = 0
+
+
 def replay_chains(
     problems: Sequence[TraceProblem], rules: Sequence[ChainRule], interval: int
 ) -> ChainEffects:
     """Replay every chain of every problem under every rule."""
-    shape = (len(rules), len(problems))
-    accuracy, harm, gain, tokens, probes = (np.zeros(shape) for _ in range(5))
-    full_tokens, full_accuracy = np.zeros(len(problems)), np.zeros(len(problems))
-    for column, problem in enumerate(problems):
-        right_keys = _right_keys(problem)
-        chains = len(problem.samples)
-        for sample in problem.samples:
-            whole = canonical_key(sample.answer) in right_keys
-            full_tokens[column] += sample.n_tokens / chains
-            full_accuracy[column] += whole / chains
-            for row, rule in enumerate(rules):
-                run = replay_chain(sample, rule, interval)
-                right = canonical_key(run.outcome.answer) in right_keys
-                accuracy[row, column] += right / chains
-                harm[row, column] += (whole and not right) / chains
-                gain[row, column] += (right and not whole) / chains
-                tokens[row, column] += run.tokens / chains
-                probes[row, column] += run.probe_tokens / chains
-    return ChainEffects(accuracy, harm, gain, tokens, probes, full_tokens, full_accuracy)
+
+    def end(sample: TraceSample, rule: ChainRule) -> _End:
+        run = replay_chain(sample, rule, interval)
+        return _End(run.outcome.answer, run.tokens, run.probe_tokens)
+
+    return _effects(problems, [partial(end, rule=rule) for rule in rules])
 
 
 def budget_figures(problems: Sequence[TraceProblem], budget: int) -> dict[str, float]:
     """A plain limit of tokens: where a chain is longer, its last probe before it answers."""
-    saved = harm = gain = accuracy = 0.0
-    full = spent = 0.0
-    for problem in problems:
-        right_keys = _right_keys(problem)
+
+    def end(sample: TraceSample) -> _End:
+        if sample.n_tokens <= budget:
+            return _End(sample.answer, sample.n_tokens)
+        before = [probe.answer for probe in sample.probes if probe.at <= budget]
+        return _End(before[-1] if before else "", budget)
+
+    return _effects(problems, [end]).figures(0)
+
+
+def _effects(
+    problems: Sequence[TraceProblem], ways: Sequence[Callable[[TraceSample], _End]]
+) -> ChainEffects:
+    shape = (len(ways), len(problems))
+    accuracy, harm, gain, tokens, probes = (np.zeros(shape) for _ in range(5))
+    full_tokens, full_accuracy = np.zeros(len(problems)), np.zeros(len(problems))
+    for column, problem in enumerate(problems):
+        right = right_keys(problem, canonical_key)
         chains = len(problem.samples)
         for sample in problem.samples:
-            whole = canonical_key(sample.answer) in right_keys
-            answer = sample.answer
-            if sample.n_tokens > budget:
-                before = [probe.answer for probe in sample.probes if probe.at <= budget]
-                answer = before[-1] if before else ""
-            right = canonical_key(answer) in right_keys
-            accuracy += right / chains
-            harm += (whole and not right) / chains
-            gain += (right and not whole) / chains
-            full += sample.n_tokens / chains
-            spent += min(budget, sample.n_tokens) / chains
-    saved = 1 - spent / full if full else 0.0
-    n = len(problems)
-    return {
-        "accuracy": accuracy / n,
-        "harm": harm / n,
-        "gain": gain / n,
-        "tokens": spent / n,
-        "tokens_saved": saved,
-        "probe_token_share": 0.0,
-    }
-
-
-def _right_keys(problem: TraceProblem) -> set[str]:
-    right = {canonical_key(sample.answer) for sample in problem.samples if sample.correct}
-    if any(sample.correct is None for sample in problem.samples):
-        right.add(canonical_key(problem.gold))
-    return right - {""}
+            whole = canonical_key(sample.answer) in right
+            full_tokens[column] += sample.n_tokens / chains
+            full_accuracy[column] += whole / chains
+            for row, way in enumerate(ways):
+                end = way(sample)
+                is_right = canonical_key(end.answer) in right
+                accuracy[row, column] += is_right / chains
+                harm[row, column] += (whole and not is_right) / chains
+                gain[row, column] += (is_right and not whole) / chains
+                tokens[row, column] += end.tokens / chains
+                probes[row, column] += end.probe_tokens / chains
+    return ChainEffects(accuracy, harm, gain, tokens, probes, full_tokens, full_accuracy)
 
 
 def mean_harm_p_value(mean: float, n: int, max_harm: float) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -100,6 +100,17 @@ class TraceProblem:
 
 
 _PROBLEM = TypeAdapter(TraceProblem)
+
+
+def right_keys(problem: TraceProblem, group: Callable[[str], str]) -> set[str]:
+    """The groups of right answers: those the trace labels so, and where some sample has no label,
+    that of the gold answer. No answer is never right."""
+    for sample in problem.samples:
+        group(sample.answer)  # a later answer may split a group: first hear all of them
+    right = {group(sample.answer) for sample in problem.samples if sample.correct}
+    if any(sample.correct is None for sample in problem.samples):
+        right.add(group(problem.gold))
+    return right - {""}
 
 
 def read_traces(path: Path | str) -> list[TraceProblem]:
