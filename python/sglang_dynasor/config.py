@@ -9,15 +9,16 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sglang_dynasor.allocation import RULES, WEIGHT_RULES, make_rule, parse_grants
-from sglang_dynasor.allocation.chain_profile import ChainProfile
+from sglang_dynasor.allocation.chain_profile import ChainLevel, ChainProfile, Effort
 from sglang_dynasor.allocation.profile import CalibrationProfile
 from sglang_dynasor.certaindex import CERTAINTY_GROUP_TOKENS
 from sglang_dynasor.errors import describe_validation_error
@@ -197,10 +198,14 @@ class DynasorConfig(BaseModel):
     def _take_rounds_where_sizes_are_given(cls, given: dict[str, Any]) -> dict[str, Any]:
         return {"draw": "rounds"} | given if given.get("grants") else given
 
+    @cached_property
+    def chain_levels(self) -> Mapping[Effort, ChainLevel]:
+        """What each effort does, as `chain_profile` says: read once, for requests ask for it."""
+        return ChainProfile.read(self.chain_profile).levels if self.chain_profile else {}
+
     @model_validator(mode="after")
     def _check_chain_profile(self) -> DynasorConfig:
-        if self.chain_profile:
-            ChainProfile.read(self.chain_profile)
+        _ = self.chain_levels
         return self
 
     @model_validator(mode="after")
@@ -299,7 +304,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             f"--dynasor-{name.replace('_', '-')}",
             *_FLAG_ALIASES.get(name, ()),
             dest=f"dynasor_{name}",
-            type=_FLAG_TYPES.get(name, str),
+            type=_flag_type(field.annotation),
             default=argparse.SUPPRESS,
             help=f"{field.description} (default: {field.default!r})",
         )
@@ -327,25 +332,10 @@ def _true_or_false(text: str) -> bool:
     return text.lower() == "true"
 
 
-_FLAG_TYPES: dict[str, Callable[[str], Any]] = {
-    "threshold": float,
-    "max_branches": int,
-    "min_branches": int,
-    "starvation_factor": float,
-    "speculative_share": float,
-    "max_offered": int,
-    "pattern_time_limit_ms": int,
-    "equality_time_limit_ms": int,
-    "embeddings_threshold": float,
-    "prefix_hold_tokens": int,
-    "keep_top": float,
-    "confidence_bar": float,
-    "certainty_group_tokens": int,
-    "stop_loops": _true_or_false,
-    "pace": float,
-    "probe_interval": int,
-    "window": int,
-}
+def _flag_type(annotation: Any) -> Callable[[str], Any]:
+    """How the text of a flag is read, for a setting of this type, which may be left unset."""
+    kind = next(one for one in (*get_args(annotation), annotation) if one is not type(None))
+    return _true_or_false if kind is bool else kind
 
 
 def from_flags(namespace: argparse.Namespace) -> DynasorConfig:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from datetime import date
-from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from sglang_dynasor.allocation.chain_rule import ChainRule
-from sglang_dynasor.errors import describe_validation_error
+from sglang_dynasor.allocation.profile_file import ProfileFile
 
 Effort = Literal["mild", "low", "mid", "high", "crazy"]
 # The share of problems that may lose their right answer at each effort, at the most.
@@ -45,14 +44,13 @@ class ChainLevel(BaseModel):
         return ChainRule(self.window, self.tau, self.warmup_tokens)
 
 
-class ChainProfile(BaseModel):
+class ChainProfile(ProfileFile):
     """What holds for one model and kind of problem, with `confidence`, on `problems` problems.
 
     `levels` has an entry for each effort at which something can be promised.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
+    what: ClassVar[str] = "chain_profile"
     version: Literal[1] = 1
     kind: Literal["chain"] = "chain"
     model: str = Field(min_length=1)
@@ -61,20 +59,3 @@ class ChainProfile(BaseModel):
     problems: int = Field(ge=1)
     created: date
     levels: dict[Effort, ChainLevel]
-
-    @classmethod
-    def read(cls, path: Path | str) -> ChainProfile:
-        """Read a profile file. Raises ValueError naming the file and each wrong field."""
-        try:
-            return cls.model_validate_json(Path(path).read_bytes())
-        except OSError as error:
-            raise ValueError(f"chain_profile {path}: {error.strerror}") from None
-        except ValidationError as error:
-            raise ValueError(f"chain_profile {path}: {describe_validation_error(error)}") from None
-
-    def write(self, path: Path | str) -> None:
-        """Write as JSON. Raises ValueError naming the file where it cannot be written."""
-        try:
-            Path(path).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise ValueError(f"chain_profile {path}: {error.strerror}") from None

@@ -7,15 +7,15 @@ from datetime import date
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
+from sglang_dynasor.allocation.profile_file import ProfileFile
 from sglang_dynasor.allocation.rules import make_rule
-from sglang_dynasor.errors import describe_validation_error
 
 _BLOCK_BYTES = 1 << 20
 
 
-class CalibrationProfile(BaseModel):
+class CalibrationProfile(ProfileFile):
     """What `sglang-dynasor calibrate` found; settings take rule, threshold and branches from it.
 
     `harm` of `problems` were answered wrongly where the vote of all `max_branches` was right;
@@ -26,8 +26,6 @@ class CalibrationProfile(BaseModel):
     `confidence_bar` (nats, over groups of `group_tokens`) is where the `keep_top` most confident
     branches were; what the profile promises then holds with the others pruned.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     version: Literal[1] = 1
     model: str = Field(min_length=1)
@@ -54,23 +52,6 @@ class CalibrationProfile(BaseModel):
         if None in of_the_bar and any(value is not None for value in of_the_bar):
             raise ValueError("confidence_bar, keep_top, group_tokens: give all or none")
         return self
-
-    @classmethod
-    def read(cls, path: Path | str) -> CalibrationProfile:
-        """Read a profile file. Raises ValueError naming the file and each wrong field."""
-        try:
-            return cls.model_validate_json(Path(path).read_bytes())
-        except OSError as error:
-            raise ValueError(f"profile {path}: {error.strerror}") from None
-        except ValidationError as error:
-            raise ValueError(f"profile {path}: {describe_validation_error(error)}") from None
-
-    def write(self, path: Path | str) -> None:
-        """Write as JSON. Raises ValueError naming the file where it cannot be written."""
-        try:
-            Path(path).write_text(self.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise ValueError(f"profile {path}: {error.strerror}") from None
 
     def mismatch(self, model: str, checkpoint_sha256: str | None) -> str | None:
         """Say in one sentence why the profile does not hold for this model; None where it does.

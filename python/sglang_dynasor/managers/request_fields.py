@@ -20,7 +20,7 @@ from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.errors import RequestError
 from sglang_dynasor.managers.program_messages import CARRIER, BranchParams
 from sglang_dynasor.programs.dialects import ADAPTIVE_COMPUTE, fields_of_adaptive_compute
-from sglang_dynasor.programs.server_defaults import ServerDefaults, read_defaults
+from sglang_dynasor.programs.server_defaults import ServerDefaults, defaults_of, read_defaults
 from sglang_dynasor.programs.spec import ProgramSpec, ResolvedProgram
 
 DEFAULT_TENANT = ""
@@ -68,30 +68,32 @@ def take_server_defaults(
 
     Upstream merges them into requests after these were checked. Raises ValueError.
     """
+    defaults = read_defaults(config.default, config)
     try:
         fields, rest = _split(preferred)
-        if fields is not None and not config.default:
-            return rest or {}, read_defaults(json.dumps([{"dynasor": fields}]), config)
-        if fields is not None:
+        if fields is not None and defaults:
             raise ValueError("dynasor: --dynasor-default says this, give one of them")
-    except (RequestError, ValueError) as error:
+        if fields is not None:
+            defaults = defaults_of([{"dynasor": fields}], config)
+    except ValueError as error:
         raise ValueError(f"--preferred-sampling-params: {error}") from None
-    return rest or {}, read_defaults(config.default, config)
+    return rest or {}, defaults
 
 
 async def model_of(request: Request | None) -> str:
     """The model a request names in its body, "" where it names none."""
-    if request is None:
-        return ""
-    try:
-        body = await request.json()
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        return ""
-    model = body.get("model") if isinstance(body, dict) else None
+    model = (await _body_of(request)).get("model")
     return model if isinstance(model, str) else ""
 
 
 async def _body_fields(request: Request | None) -> dict[str, Any]:
+    body = await _body_of(request)
+    known = (CARRIER, "program_id", ADAPTIVE_COMPUTE)
+    return {key: body[key] for key in known if body.get(key) is not None}
+
+
+async def _body_of(request: Request | None) -> dict[str, Any]:
+    """The JSON object in a request's body; an empty one where there is none."""
     if request is None or request.method not in ("POST", "PUT"):
         return {}
     if "json" not in request.headers.get("content-type", "json"):
@@ -100,10 +102,7 @@ async def _body_fields(request: Request | None) -> dict[str, Any]:
         body = await request.json()
     except (json.JSONDecodeError, UnicodeDecodeError):
         return {}  # a route with a body format of its own; it has no program fields
-    if not isinstance(body, dict):
-        return {}
-    known = (CARRIER, "program_id", ADAPTIVE_COMPUTE)
-    return {key: body[key] for key in known if body.get(key) is not None}
+    return body if isinstance(body, dict) else {}
 
 
 def _split(

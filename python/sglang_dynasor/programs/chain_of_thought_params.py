@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from sglang_dynasor.allocation.chain_profile import ChainProfile, Effort
+from sglang_dynasor.allocation.chain_profile import Effort
 from sglang_dynasor.allocation.chain_rule import ChainRule
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.programs.answers import AnswerFormat
@@ -145,8 +145,7 @@ class ChainOfThoughtParams(AnswerParams):
         if self.saving_effort is None and own and not config.chain_profile:
             return ChainRule(config.window), interval, {"promise": OPERATORS}
         effort = self.saving_effort or DEFAULT_EFFORT
-        profile = ChainProfile.read(config.chain_profile) if config.chain_profile else None
-        level = profile.levels.get(effort) if profile else None
+        level = config.chain_levels.get(effort)
         if level is None:
             return None, interval, {"saving_effort": f"{effort}: {NO_PROMISE}"}
         return level.rule, level.probe_interval, {}

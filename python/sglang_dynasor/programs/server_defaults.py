@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -53,9 +52,11 @@ def read_defaults(given: str, config: DynasorConfig) -> ServerDefaults:
 
     Raises ValueError naming the setting, the entry and the field.
     """
-    if not given:
-        return ServerDefaults()
-    content = _content(given)
+    return defaults_of(_content(given), config) if given else ServerDefaults()
+
+
+def defaults_of(content: Any, config: DynasorConfig) -> ServerDefaults:
+    """The same from what was read. Raises ValueError naming the setting, the entry, the field."""
     entries = content if isinstance(content, list) else [{"dynasor": content}]
     return ServerDefaults(_entry(item, number, config) for number, item in enumerate(entries, 1))
 
@@ -76,10 +77,10 @@ def _content(given: str) -> Any:
 def _entry(item: Any, number: int, config: DynasorConfig) -> tuple[DefaultEntry, ProgramSpec]:
     try:
         entry = DefaultEntry.model_validate(item)
-        spec = ProgramSpec.parse(json.loads(json.dumps(entry.dynasor)))
+        spec = ProgramSpec.parse(entry.dynasor)
         spec.resolve(config)  # what contradicts a setting shows here, not at the first request
     except ValidationError as error:
         raise ValueError(f"default: entry {number}: {describe_validation_error(error)}") from None
-    except (RequestError, TypeError) as error:
+    except RequestError as error:
         raise ValueError(f"default: entry {number}: {error}") from None
     return entry, spec
