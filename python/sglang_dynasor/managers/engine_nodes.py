@@ -22,6 +22,7 @@ from sglang.srt.managers.io_struct import BaseReq, GenerateReqInput
 from sglang_dynasor.allocation.demand import Demand
 from sglang_dynasor.certaindex import TokenCertainty
 from sglang_dynasor.managers.certainty_report import SUMMARY
+from sglang_dynasor.managers.node_paths import NodePaths, Tokens
 from sglang_dynasor.managers.program_messages import (
     CANCELLED_MESSAGE,
     BranchParams,
@@ -87,30 +88,14 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True)
-class _Path:
-    """What stands before a node's own output: ids of its prompt and of what follows, as text too.
-
-    Of the ids `n_prompt` are the program's prompt, the rest is the path's.
-    """
-
-    ids: list[int]
-    n_prompt: int
-    text: str = ""
-
-    @property
-    def own_ids(self) -> list[int]:
-        return self.ids[self.n_prompt :]
-
-
-@dataclass(frozen=True, slots=True)
 class ProgramRequest:
     """A client's request as a program runs it.
 
     `template` is the request, `input_ids` its prompt, tokenised once, `kind` the class of nodes
     whose lengths are learnt together, `rank` the replica it lives on. `params_of` says what the
-    scheduler is told about a node. `encode` and `decode` are the tokenizer's, `eos_ids` end a text.
-    `on_text` is given each node's output as it comes, with the text of its whole path; None: nobody
-    wants it before its end. `deadline_at` is of the event loop's clock.
+    scheduler is told about a node. `on_text` is given each node's output as it comes, with the text
+    of its whole path; None: nobody wants it before its end. `deadline_at` is of the event loop's
+    clock.
     """
 
     template: GenerateReqInput
@@ -120,9 +105,7 @@ class ProgramRequest:
     rank: int
     seed: int
     params_of: Callable[[str], BranchParams]
-    encode: Callable[[str], list[int]]
-    decode: Callable[[Sequence[int]], str]
-    eos_ids: frozenset[int] = frozenset()
+    tokens: Tokens
     on_text: Callable[[dict[str, Any]], None] | None = None
     deadline_at: float | None = None
 
@@ -131,7 +114,7 @@ class EngineNodes:
     """Generates the nodes of one program through upstream's own request path."""
 
     def __init__(self, engine: NodeEngine, program: ProgramRequest) -> None:
-        self.outputs: dict[str, dict[str, Any]] = {}
+        self.paths = NodePaths(program.input_ids, program.tokens)
         self.start_drawn: Callable[[int], None] | None = None
         self.unwanted: ClientGone | ProgramAborted | None = None
         self._engine = engine
@@ -140,7 +123,6 @@ class EngineNodes:
         instance = secrets.token_hex(4)
         tenant, program_id = program.key
         self._rid_prefix = f"{NODE_MARK}{tenant}/{program_id}::{instance}"
-        self._paths: dict[str, _Path] = {}
         self._watches: dict[str, Watch] = {}
         self._take_probe: Callable[[Probe], None] | None = None
         self._live: dict[str, Node] = {}  # by rid
@@ -156,7 +138,7 @@ class EngineNodes:
             return Generated("", 0, self._cut_reason)
         request = self._request(start)
         if request is None:
-            return self._without_room(start)
+            return Generated(self.paths.end_without_room(start), 0, "length")
         future: asyncio.Future[Generated] = asyncio.get_running_loop().create_future()
         node = Node(start.node, request.rid, future, self._tell_watch)
         self._live[node.rid] = self._engine.unsent_nodes[node.rid] = node
@@ -197,7 +179,7 @@ class EngineNodes:
                 WatchReqInput,
                 rid=node.rid,
                 every=watch.every,
-                input_ids=self._program.encode(watch.text),
+                input_ids=self._program.tokens.encode(watch.text),
                 max_tokens=watch.max_tokens,
                 measured=watch.measured,
                 after=watch.after,
@@ -289,7 +271,7 @@ class EngineNodes:
             async for item in self._engine.generate_node(request):
                 output = self._collected(output, item, request)
                 if self._program.on_text is not None:
-                    self._program.on_text(self._with_path(node.name, output))
+                    self._program.on_text(self.paths.whole(node.name, output))
         except (HTTPException, ValueError) as error:
             return self._refused(node, error)
         finally:
@@ -299,13 +281,13 @@ class EngineNodes:
         if stop_reason == "aborted" and self.unwanted is None:
             message = meta["finish_reason"].get("message") or "aborted by the engine"
             raise NodeError(message, status_code=503)
-        if stop_reason == "cut" and self._ends_by_itself(output):
+        if stop_reason == "cut" and self.paths.ends_by_itself(output):
             stop_reason = "completed"
-        self.outputs[node.name] = output
+        self.paths.outputs[node.name] = output
         summary = meta.get(SUMMARY)
         matched = meta["finish_reason"].get("matched")
         return Generated(
-            text=self._paths[node.name].text + (output.get("text") or ""),
+            text=self.paths.text(node.name, output.get("text")),
             n_tokens=meta.get("completion_tokens", 0),
             stop_reason=self._cut_reason if stop_reason == "cancelled" else stop_reason,
             certainty=None if summary is None else TokenCertainty(**summary),
@@ -320,33 +302,6 @@ class EngineNodes:
             return item
         text = before["text"] + item["text"]
         return {**item, "text": text, "output_ids": [*before["output_ids"], *item["output_ids"]]}
-
-    def _with_path(self, name: str, output: dict[str, Any]) -> dict[str, Any]:
-        """A node's output as that of its whole path."""
-        path = self._paths[name]
-        text = path.text + (output.get("text") or "")
-        return {**output, "text": text, "output_ids": [*path.own_ids, *output["output_ids"]]}
-
-    def path_output(self, name: str, closing: str = "") -> dict[str, Any]:
-        """The output of a finished node's whole path, completed by `closing`."""
-        output = self._with_path(name, self.outputs[name])
-        if closing:
-            output["text"] += closing
-            output["output_ids"] += self._program.encode(closing)
-        return output
-
-    def _ends_by_itself(self, output: dict[str, Any]) -> bool:
-        ids = output["output_ids"]
-        return bool(ids) and ids[-1] in self._program.eos_ids
-
-    def _without_room(self, start: Start) -> Generated:
-        """A node of a path that has used up what the request allows."""
-        assert start.parent is not None
-        output = dict(self.outputs[start.parent])
-        meta = dict(output["meta_info"])
-        meta["finish_reason"] = {"type": "length", "length": meta.get("completion_tokens", 0)}
-        self.outputs[start.node] = {**output, "text": "", "output_ids": [], "meta_info": meta}
-        return Generated(self._paths[start.node].text, 0, "length")
 
     def _refused(self, node: Node, error: HTTPException | ValueError) -> Generated:
         message = str(error.detail if isinstance(error, HTTPException) else error)
@@ -379,7 +334,7 @@ class EngineNodes:
             return
         if not node.result.done():
             text, n_tokens = self._engine.seen(node.rid)
-            text = self._paths[node.name].text + text
+            text = self.paths.text(node.name, text)
             node.result.set_result(Generated(text, n_tokens, self._cut_reason))
         node.task.cancel()
 
@@ -390,20 +345,20 @@ class EngineNodes:
         """
         program = self._program
         request = copy.copy(program.template)
-        path = self._paths[start.node] = self._path_of(start)
+        before = self.paths.begin(start)
         params = dict(program.template.sampling_params or {})
         # Anything but a number is upstream's to refuse, with its own message.
         own = params.get("max_new_tokens")
         if isinstance(own, int):
-            own -= len(path.own_ids)
-            if own <= 0 and path.own_ids:
+            own -= len(before)
+            if own <= 0 and before:
                 return None
             params["max_new_tokens"] = own
         if start.max_tokens is not None and (own is None or isinstance(own, int)):
             params["max_new_tokens"] = min(start.max_tokens, own or start.max_tokens)
         self._sent += 1
         request.text = None
-        request.input_ids = path.ids
+        request.input_ids = self.paths.input_ids(start.node)
         request.rid = f"{self._rid_prefix}.{self._sent}.{start.node}."
         request.routed_dp_rank = program.rank
         request.stream = program.on_text is not None
@@ -411,21 +366,3 @@ class EngineNodes:
         fields = program.params_of(start.node).to_custom_params()
         request.sampling_params = with_carrier(params, fields)
         return request
-
-    def _path_of(self, start: Start) -> _Path:
-        """The prompt, or a finished parent's input and output, then the forced text."""
-        program = self._program
-        path = _Path(program.input_ids, len(program.input_ids))
-        if start.parent is not None:
-            before, output = self._paths[start.parent], self.outputs[start.parent]
-            ids, text = output["output_ids"], output.get("text") or ""
-            if start.keep is not None and start.keep < len(ids):
-                ids = ids[: start.keep]
-                text = program.decode(ids)
-            elif self._ends_by_itself(output):
-                ids = ids[:-1]
-            path = _Path([*before.ids, *ids], path.n_prompt, before.text + text)
-        if not start.suffix:
-            return path
-        ids = [*path.ids, *program.encode(start.suffix)]
-        return _Path(ids, path.n_prompt, path.text + start.suffix)

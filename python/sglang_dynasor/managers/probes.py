@@ -133,7 +133,7 @@ class EngineProbes:
 
     def end_if_answered(self, req: Req) -> None:
         """End a running probe that has closed the box its text opened."""
-        if req.to_finish is None and _closes_box(self._decode(req)):
+        if req.to_finish is None and _closes_box(self._decode(req.output_ids)):
             req.to_finish = FINISH_ABORT(CUT_MESSAGE)
 
     def read_own_answer(self, req: Req) -> None:
@@ -141,8 +141,7 @@ class EngineProbes:
         asked = self._scheduler.programs.probes.content_of(req)
         if asked is None or not req.output_ids or req.output_ids[-1] not in self._closing_ids:
             return
-        tail = req.output_ids[-_LONGEST_BOX:]
-        text: str = self._scheduler.tokenizer.decode(tail, skip_special_tokens=True)
+        text = self._decode(req.output_ids[-_LONGEST_BOX:])
         box = text.rfind(_BOX)
         if box < 0 or not _closes_box(text[box + len(_BOX) :]):
             return
@@ -170,7 +169,7 @@ class EngineProbes:
         payload = engine.certainty.payloads([req])[0] or {}
         probe = self._probes.pop(req)
         engine.programs.probes.ended(probe.parent)
-        text = self._decode(req)
+        text = self._decode(req.output_ids)
         reason = req.finished_reason
         cancelled = isinstance(reason, FINISH_ABORT) and reason.message != CUT_MESSAGE
         rows = payload.get("values")
@@ -186,8 +185,8 @@ class EngineProbes:
         )
         engine.send_control_output(answer, answer)
 
-    def _decode(self, req: Req) -> str:
-        text: str = self._scheduler.tokenizer.decode(req.output_ids, skip_special_tokens=True)
+    def _decode(self, ids: Sequence[int]) -> str:
+        text: str = self._scheduler.tokenizer.decode(ids, skip_special_tokens=True)
         return text
 
 

@@ -38,7 +38,9 @@ def add_certainty(
     report: dict[str, Any], program: ResolvedProgram, nodes: EngineNodes, run: ProgramRun
 ) -> None:
     """Put what was measured into a program's report: of the branch that answers, and of each."""
-    taken = {node: take_certainty(output["meta_info"]) for node, output in nodes.outputs.items()}
+    taken = {
+        node: take_certainty(output["meta_info"]) for node, output in nodes.paths.outputs.items()
+    }
     if not program.settings.token_certainty:
         return
     if run.outcome.node is not None:
@@ -56,7 +58,7 @@ def program_output(
     if run.outcome.node is None:
         output = _stand_in(run.outcome.stop_reason, generated, weight_version)
     else:
-        output = nodes.path_output(run.outcome.node, run.outcome.closing)
+        output = nodes.paths.closed(run.outcome.node, run.outcome.closing)
         if output["meta_info"]["finish_reason"]["type"] == "abort":  # a rule ended it
             output["meta_info"]["finish_reason"] = {"type": "stop", "matched": None}
     output["meta_info"].update(

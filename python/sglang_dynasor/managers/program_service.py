@@ -17,6 +17,7 @@ from sglang_dynasor.certaindex import MathEquality
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.errors import RequestError
 from sglang_dynasor.managers.engine_nodes import EngineNodes, Node, ProgramRequest
+from sglang_dynasor.managers.node_paths import Tokens
 from sglang_dynasor.managers.program_messages import (
     CARRIER,
     BranchParams,
@@ -117,9 +118,11 @@ class ProgramService:
                 rank=self._residences.rank(key),
                 seed=secrets.randbits(31) if seed is None else seed,
                 params_of=partial(node_params, program, key.tenant),
-                encode=partial(tokenizer.encode, add_special_tokens=False),
-                decode=partial(tokenizer.decode, skip_special_tokens=True),
-                eos_ids=frozenset(self._manager.model_config.hf_eos_token_id or ()),
+                tokens=Tokens(
+                    encode=partial(tokenizer.encode, add_special_tokens=False),
+                    decode=partial(tokenizer.decode, skip_special_tokens=True),
+                    eos_ids=frozenset(self._manager.model_config.hf_eos_token_id or ()),
+                ),
                 on_text=on_text,
                 deadline_at=expires_at,
             ),

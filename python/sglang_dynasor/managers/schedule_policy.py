@@ -6,24 +6,22 @@ admission loop whenever requests wait and the batch has room.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from sglang.srt.managers.schedule_batch import Req, ScheduleBatch
 from sglang.srt.managers.schedule_policy import SchedulePolicy
 
+from sglang_dynasor.managers.probes import EngineProbes
 from sglang_dynasor.scheduling import ProgramScheduler
 
 
 class DynasorSchedulePolicy(SchedulePolicy):
     """Orders by program while one is there, else as upstream does."""
 
-    def __init__(
-        self, programs: ProgramScheduler, is_probe: Callable[[Req], bool], *args: Any
-    ) -> None:
+    def __init__(self, programs: ProgramScheduler, probes: EngineProbes, *args: Any) -> None:
         super().__init__(*args)
         self._programs = programs
-        self._is_probe = is_probe
+        self._probes = probes
 
     def calc_priority(
         self,
@@ -33,8 +31,8 @@ class DynasorSchedulePolicy(SchedulePolicy):
     ) -> None:
         if not self._programs.order(waiting_queue):
             super().calc_priority(waiting_queue, running_batch, processed_tokens)
-        if len(self._programs.probes):  # they stay for this pass only
-            waiting_queue.sort(key=lambda req: not self._is_probe(req))
+        if len(self._probes):  # they wait for this pass only
+            waiting_queue.sort(key=lambda req: req not in self._probes)
         # Held siblings leave the queue for the length of this pass only: aborts see them.
         self._programs.hold(waiting_queue)
 

@@ -67,6 +67,7 @@ class DynasorScheduler(Scheduler):
     def init_model_worker(self) -> None:
         super().init_model_worker()
         self.certainty = BranchCertainty(self.dynasor_config.certainty_group_tokens)
+        self.probes = EngineProbes(self)
         self.certainty_observer = None
         runner = self.tp_worker.model_runner
         parallel = get_parallel()
@@ -77,7 +78,6 @@ class DynasorScheduler(Scheduler):
 
     def init_output_streamer(self) -> None:
         super().init_output_streamer()
-        self.probes = EngineProbes(self)
         self.output_streamer.certainty = self.certainty
         self.output_streamer.probes = self.probes
 
@@ -92,7 +92,7 @@ class DynasorScheduler(Scheduler):
         self.programs = self._new_programs(None if policy in UPSTREAM_POLICIES else policy)
         self.policy = DynasorSchedulePolicy(
             self.programs,
-            lambda req: req in self.probes,
+            self.probes,
             self.schedule_policy,
             self.tree_cache,
             self.enable_hierarchical_cache,

@@ -20,6 +20,7 @@ from sglang_dynasor.managers.engine_nodes import (
     ProgramRequest,
     node_seed,
 )
+from sglang_dynasor.managers.node_paths import Tokens
 from sglang_dynasor.managers.program_messages import (
     CANCELLED_MESSAGE,
     BranchParams,
@@ -112,8 +113,10 @@ def program(**fields: Any) -> ProgramRequest:
         "rank": 1,
         "seed": 1,
         "params_of": lambda node: BranchParams("t", "p"),
-        "encode": lambda text: [ord(letter) for letter in text],
-        "decode": lambda ids: "".join(LETTERS[number] for number in ids),
+        "tokens": Tokens(
+            encode=lambda text: [ord(letter) for letter in text],
+            decode=lambda ids: "".join(LETTERS[number] for number in ids),
+        ),
     }
     return ProgramRequest(**{**given, **fields})
 
@@ -204,7 +207,7 @@ def test_a_child_continues_its_parents_tokens_and_a_grandchild_those_of_both() -
 def test_the_last_output_of_a_node_is_what_counts(finish: dict[str, Any], expected: Any) -> None:
     nodes = EngineNodes(FakeEngine(finish=finish), program())
     assert run(lambda: nodes.generate(Start("3"))) == Generated("abcd", 4, expected)
-    assert nodes.outputs["3"]["text"] == "abcd"
+    assert nodes.paths.outputs["3"]["text"] == "abcd"
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,8 @@ def outcome(node: str | None, stop_reason: Any = "completed") -> ProgramRun:
 
 def output_of(run: ProgramRun, finish_reason: dict[str, Any] | None = None) -> dict[str, Any]:
     output = {"text": "so", "meta_info": {"finish_reason": finish_reason}}
-    nodes = SimpleNamespace(path_output=lambda node, closing: {"0": output}[node])
+    paths = SimpleNamespace(closed=lambda node, closing: {"0": output}[node])
+    nodes = SimpleNamespace(paths=paths)
     return program_output(nodes, run, REPORT, "r", "v")  # type: ignore[arg-type]
 
 

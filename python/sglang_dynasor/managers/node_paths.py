@@ -1,0 +1,106 @@
+"""The paths of a program's nodes: what stands before each, and what the whole comes to.
+
+A node continues the prompt, or a finished node; an output is upstream's, of the node alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sglang_dynasor.programs.protocol import Start
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The tokenizer as far as paths need it; `eos_ids` end a text."""
+
+    encode: Callable[[str], list[int]]
+    decode: Callable[[Sequence[int]], str]
+    eos_ids: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class _Path:
+    """What stands before a node's own output: the prompt, then `own_ids`, which read `text`."""
+
+    own_ids: list[int]
+    text: str = ""
+
+
+_ROOT = _Path([])
+
+
+class NodePaths:
+    """The paths of all nodes of a program, and `outputs`, those of the nodes that have ended."""
+
+    def __init__(self, prompt: list[int], tokens: Tokens) -> None:
+        self.outputs: dict[str, dict[str, Any]] = {}
+        self._prompt = prompt
+        self._tokens = tokens
+        self._paths: dict[str, _Path] = {}
+
+    def begin(self, start: Start) -> list[int]:
+        """Note where a node starts; returns the tokens between the prompt and its own."""
+        path = self._paths[start.node] = self._path_of(start)
+        return path.own_ids
+
+    def input_ids(self, node: str) -> list[int]:
+        """All tokens before those of the node; those at the prompt share its list."""
+        own_ids = self._paths[node].own_ids
+        return [*self._prompt, *own_ids] if own_ids else self._prompt
+
+    def text(self, node: str, own: str | None) -> str:
+        """The text of the node's path, with `own` of the node itself."""
+        return self._paths[node].text + (own or "")
+
+    def whole(self, node: str, output: dict[str, Any]) -> dict[str, Any]:
+        """An output of the node as that of its whole path."""
+        path = self._paths[node]
+        if path is _ROOT:
+            return output
+        text = self.text(node, output.get("text"))
+        return {**output, "text": text, "output_ids": [*path.own_ids, *output["output_ids"]]}
+
+    def closed(self, node: str, closing: str) -> dict[str, Any]:
+        """The output of a finished node's whole path, completed by `closing`."""
+        output = self.whole(node, self.outputs[node])
+        if not closing:
+            return output
+        ids = [*output["output_ids"], *self._tokens.encode(closing)]
+        return {**output, "text": output["text"] + closing, "output_ids": ids}
+
+    def end_without_room(self, start: Start) -> str:
+        """End a node before its first token: its path has used up what the request allows.
+
+        Returns the text of the path.
+        """
+        assert start.parent is not None
+        output = dict(self.outputs[start.parent])
+        meta = dict(output["meta_info"])
+        meta["finish_reason"] = {"type": "length", "length": meta.get("completion_tokens", 0)}
+        self.outputs[start.node] = {**output, "text": "", "output_ids": [], "meta_info": meta}
+        return self.text(start.node, "")
+
+    def ends_by_itself(self, output: dict[str, Any]) -> bool:
+        """Whether an output's last token ends the text."""
+        ids = output["output_ids"]
+        return bool(ids) and ids[-1] in self._tokens.eos_ids
+
+    def _path_of(self, start: Start) -> _Path:
+        """The prompt, or a finished parent's path and output, then the forced text."""
+        path = _ROOT
+        if start.parent is not None:
+            before, output = self._paths[start.parent], self.outputs[start.parent]
+            ids, text = output["output_ids"], output.get("text") or ""
+            if start.keep is not None and start.keep < len(ids):
+                ids = ids[: start.keep]
+                text = self._tokens.decode(ids)
+            elif self.ends_by_itself(output):
+                ids = ids[:-1]
+            path = _Path([*before.own_ids, *ids], before.text + text)
+        if not start.suffix:
+            return path
+        ids = [*path.own_ids, *self._tokens.encode(start.suffix)]
+        return _Path(ids, path.text + start.suffix)
