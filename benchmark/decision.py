@@ -39,7 +39,7 @@ from sglang_dynasor.programs import (
     SelfConsistencySettings,
 )
 from sglang_dynasor.programs.answers import BOXED
-from sglang_dynasor.programs.self_consistency_params import OFFER_WINDOW
+from sglang_dynasor.programs.self_consistency_params import IDLE_PACE
 
 LOOP_BAR_US = 1000
 WORKER_BAR_US = 30_000
@@ -116,7 +116,7 @@ def time_rule(name: str, options: argparse.Namespace) -> list[float]:
         rule=rule,
         grants=AdaptiveGrants(rule),
         offers=True,
-        window=OFFER_WINDOW,
+        idle_pace=IDLE_PACE,
     )
     times: list[float] = []
     for _ in range(options.repetitions):

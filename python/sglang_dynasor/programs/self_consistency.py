@@ -43,7 +43,7 @@ class SelfConsistency:
 
     In rounds a grant is needed until all of it has ended. With offers, the fewest branches that
     could settle the vote are needed at any time, or `pace` times as many: each answer that
-    disagrees makes more of them needed at once, and a window of further ones is offered. Once some
+    disagrees makes more of them needed at once, and a few times as many are offered. Once some
     answer has enough finished votes, branches that run are probed, and those that give it count. In
     shadow mode every branch runs, and the decision is only noted.
     """
@@ -185,9 +185,9 @@ class SelfConsistency:
 
     def _offered(self, starts: list[Start]) -> Sequence[Action]:
         evidence = self._votes.evidence
-        needed = self._settings.grants.next_grant(evidence, 0)
-        if self._settings.pace is not None:
-            needed = min(evidence.remaining, math.ceil(self._settings.pace * needed))
+        settings = self._settings
+        fewest = settings.grants.next_grant(evidence, 0)
+        needed = min(evidence.remaining, math.ceil((settings.pace or 1.0) * fewest))
         planned = len(self._ended) + needed
         self._rounds += planned > self._planned
         self._planned = max(self._planned, planned)
@@ -195,7 +195,8 @@ class SelfConsistency:
         starts += self._need(needed)
         spared -= self._needed
         demand = Demand(evidence.certaindex, worth_of(evidence, needed), self._work(evidence))
-        offers = list(self._offer(max(self._settings.window, spared)))
+        beyond = math.ceil(settings.idle_pace * fewest) - needed
+        offers = list(self._offer(max(0, beyond, spared)))
         return [demand, *starts, *offers, *self._watches(offers)]
 
     def _watches(self, offers: Sequence[Start]) -> Sequence[Watch]:

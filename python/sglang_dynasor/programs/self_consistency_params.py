@@ -33,25 +33,27 @@ from sglang_dynasor.programs.thought import probe_text_for
 
 Vote = Literal["majority", "weighted", "filtered"]
 WEIGHTED: tuple[Vote, ...] = ("weighted", "filtered")
-# Nodes offered at a time: what an idle machine draws before the next branch finishes.
-OFFER_WINDOW = 32
+# How many times the fewest branches that could settle the vote an idle engine may run: easy
+# problems waste few idle tokens, and hard ones, which need many more, get many more.
+IDLE_PACE = 3.0
 CONSTRAINED = "the output is bound to a grammar, which no forced answer obeys"
 GREEDY = "at temperature 0 every branch is the same: one was run"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelfConsistencySettings(Settings):
-    """`offers`: branches start one by one instead of in rounds, and up to `window` are offered.
+    """`offers`: branches start one by one instead of in rounds.
 
-    `pace` keeps so many times the fewest that could settle the vote running; None: the fewest, and
-    what is drawn beyond them. `probes`: how running branches are probed, None: not at all.
+    `pace` keeps so many times the fewest that could settle the vote running; None: the fewest.
+    Beyond them up to `idle_pace` times the fewest are offered, 0: none. `probes`: how running
+    branches are probed, None: not at all.
     """
 
     rule: StopRule
     grants: GrantPolicy
     min_branches: int = 1
     offers: bool = False
-    window: int = 0
+    idle_pace: float = 0.0
     pace: float | None = None
     probes: ProbePlan | None = None
     max_total_tokens: int | None = None
@@ -194,7 +196,7 @@ class SelfConsistencyParams(AnswerParams):
             rule=rule,
             grants=FixedGrants(parse_grants(grants)) if grants else AdaptiveGrants(rule),
             offers=offers,
-            window=OFFER_WINDOW if offers and config.speculative_share > 0 else 0,
+            idle_pace=IDLE_PACE if offers and config.speculative_share > 0 else 0.0,
             pace=(self.pace or config.pace) if offers else None,
             probes=self._probes(config, request, offers and vote == "majority"),
             max_total_tokens=envelope.max_total_tokens,
