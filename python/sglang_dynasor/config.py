@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -31,6 +32,10 @@ VOTES = ("majority", "weighted", "filtered")
 BRANCH_RULES = ("none", "deepconf")
 UPSTREAM_POLICIES = ("fcfs", "lpm")
 POLICIES = (*UPSTREAM_POLICIES, "gang", "gang-sjf", "value")
+
+REWARD_INPUTS = ("tokens", "text")
+REWARD_SCALES = ("sigmoid", "none")
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 # With the size of the full vote, which is what the promise of a profile is about.
 _FROM_PROFILE = ("rule", "threshold", "min_branches", "max_branches")
@@ -168,6 +173,38 @@ class DynasorConfig(BaseModel):
         description="file of `sglang-dynasor calibrate --chains`: what each `saving_effort` of a "
         "chain of thought does for this model; without it they stop nothing",
     )
+    reward_model_path: str = Field(
+        "",
+        description="reward model of search programs, served by an SGLang engine of its own beside "
+        "this one: a folder, or `tiny_reward`",
+    )
+    reward_server_args: str = Field(
+        "", description="further flags of that engine, as on a command line"
+    )
+    reward_url: str = Field(
+        "",
+        description="a reward model elsewhere: an SGLang server (its /classify), or the whole URL "
+        "of a /v1/embeddings or of vLLM's /pooling",
+    )
+    reward_verifier: str = Field(
+        "",
+        description="MODULE:FUNCTION that judges (prompt, text) from 0 to 1, in a worker process",
+    )
+    reward_input: str = Field(
+        "tokens",
+        description="what the reward model is given: `tokens`, where it has this model's "
+        "tokenizer, or `text`",
+    )
+    reward_scale: str = Field(
+        "sigmoid", description="`sigmoid`: its output is a logit; `none`: it is 0 to 1"
+    )
+    reward_time_limit_ms: int = Field(
+        10_000,
+        ge=1,
+        le=600_000,
+        description="time one question to the reward model may take, ms; then programs go on "
+        "without",
+    )
     profile: str = Field(
         "",
         description="file of `sglang-dynasor calibrate`: gives rule, threshold, branches and, if "
@@ -202,6 +239,29 @@ class DynasorConfig(BaseModel):
     def chain_levels(self) -> Mapping[Effort, ChainLevel]:
         """What each effort does, as `chain_profile` says: read once, for requests ask for it."""
         return ChainProfile.read(self.chain_profile).levels if self.chain_profile else {}
+
+    @property
+    def has_reward(self) -> bool:
+        """Whether anybody judges the steps of a search."""
+        return bool(self.reward_model_path or self.reward_url or self.reward_verifier)
+
+    @model_validator(mode="after")
+    def _check_reward(self) -> DynasorConfig:
+        homes = ("reward_model_path", "reward_url", "reward_verifier")
+        given = [name for name in homes if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(f"{given[1]}: contradicts {given[0]}, give one of them")
+        if self.reward_url and not self.reward_url.startswith(("http://", "https://")):
+            raise ValueError("reward_url: must begin with http:// or https://")
+        if self.reward_verifier and not _FUNCTION.fullmatch(self.reward_verifier):
+            raise ValueError("reward_verifier: must be MODULE:FUNCTION")
+        if self.reward_server_args and not self.reward_model_path:
+            raise ValueError("reward_server_args: needs reward_model_path")
+        if self.reward_input not in REWARD_INPUTS:
+            raise ValueError(f"reward_input: must be one of {', '.join(REWARD_INPUTS)}")
+        if self.reward_scale not in REWARD_SCALES:
+            raise ValueError(f"reward_scale: must be one of {', '.join(REWARD_SCALES)}")
+        return self
 
     @model_validator(mode="after")
     def _check_chain_profile(self) -> DynasorConfig:

@@ -152,7 +152,8 @@ def warn_of_profile_mismatch(model_path: str) -> None:
 def launch_verified(original: Any, *args: Any, **kwargs: Any) -> Any:
     """Around `Engine._launch_subprocesses`: refuse early, then verify what was started.
 
-    Raises HandshakeError after ending the processes that were started.
+    Raises HandshakeError, and ValueError where the reward model can't start, after ending the
+    processes that were started.
     """
     server_args = kwargs.get("server_args") or args[1]
     refuse_unsupported(server_args)
@@ -164,7 +165,8 @@ def launch_verified(original: Any, *args: Any, **kwargs: Any) -> Any:
             check_scheduler_info(info)
         if manager is not None:
             check_tokenizer_manager(manager)
-    except HandshakeError:
+            manager.wait_for_programs()
+    except (HandshakeError, ValueError):
         from sglang.srt.utils import kill_process_tree
 
         kill_process_tree(os.getpid(), include_parent=False)

@@ -33,10 +33,11 @@ from sglang_dynasor.managers.program_messages import (
     WatchReqInput,
     stop_reason_of,
 )
-from sglang_dynasor.managers.request_fields import NODE_MARK, with_carrier
+from sglang_dynasor.managers.request_fields import NODE_MARK, as_list, with_carrier
 from sglang_dynasor.programs.client import (
     ClientGone,
     Generated,
+    Judgement,
     NodeError,
     Probe,
     ProgramAborted,
@@ -73,6 +74,8 @@ class NodeEngine(Protocol):
     def send(self, message: BaseReq) -> None: ...
 
     def ask_to_end(self, key: ProgramKey, rank: int) -> asyncio.Future[dict[str, int]]: ...
+
+    async def score(self, ids: list[int], prompt_tokens: int, text: str) -> Judgement: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -206,6 +209,10 @@ class EngineNodes:
                     answer.confidence,
                 )
             )
+
+    async def score(self, node: str) -> Judgement:
+        ids, text = self.paths.finished(node)
+        return await self._engine.score(ids, self.prompt_tokens, text)
 
     def cancel(self, nodes: Sequence[str], keep_kv: bool = False) -> None:
         named = [node for node in self._live.values() if node.name in nodes]
@@ -356,6 +363,10 @@ class EngineNodes:
             params["max_new_tokens"] = own
         if start.max_tokens is not None and (own is None or isinstance(own, int)):
             params["max_new_tokens"] = min(start.max_tokens, own or start.max_tokens)
+        if start.stop:
+            # The text that ends a step belongs to it, for the next one continues it.
+            params["stop"] = [*as_list(params.get("stop") or []), start.stop]
+            params["no_stop_trim"] = True
         self._sent += 1
         request.text = None
         request.input_ids = self.paths.input_ids(start.node)

@@ -71,6 +71,14 @@ class NodePaths:
         ids = [*output["output_ids"], *self._tokens.encode(closing)]
         return {**output, "text": output["text"] + closing, "output_ids": ids}
 
+    def finished(self, node: str) -> tuple[list[int], str]:
+        """Tokens of a finished node's path, prompt first, without an end of text; and its text."""
+        output = self.outputs[node]
+        ids = output["output_ids"]
+        if self.ends_by_itself(output):
+            ids = ids[:-1]
+        return [*self.input_ids(node), *ids], self.text(node, output.get("text"))
+
     def end_without_room(self, start: Start) -> str:
         """End a node before its first token: its path has used up what the request allows.
 

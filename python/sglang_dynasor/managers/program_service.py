@@ -29,9 +29,11 @@ from sglang_dynasor.managers.program_messages import (
 from sglang_dynasor.managers.program_news import ToldProgram
 from sglang_dynasor.managers.replicas import replica_loads
 from sglang_dynasor.managers.request_fields import as_list, node_params, stamp_of
+from sglang_dynasor.managers.reward_homes import rewards_of
+from sglang_dynasor.managers.rewards import JudgedPath, Rewards
 from sglang_dynasor.managers.running_programs import RunningPrograms
 from sglang_dynasor.programs.answers import Answers
-from sglang_dynasor.programs.client import ClientGone, ProgramAborted
+from sglang_dynasor.programs.client import ClientGone, Judgement, ProgramAborted, RewardError
 from sglang_dynasor.programs.grouping import grouping_of
 from sglang_dynasor.programs.program_run import ProgramRun
 from sglang_dynasor.programs.runner import run_program
@@ -56,6 +58,7 @@ class ProgramService:
         self._config = config
         limit_ms = config.equality_time_limit_ms
         self._equality = MathEquality(limit_ms / 1000) if limit_ms else None
+        self._rewards: Rewards | None = None
         self._running = RunningPrograms()
         self._residences = Residences()
         self._pending_ends: dict[str, asyncio.Future[dict[str, int]]] = {}
@@ -129,14 +132,31 @@ class ProgramService:
         )
 
     def start_soon(self) -> None:
-        """Begin to start the workers of the algebra, without waiting for them."""
+        """Begin to start the workers of the algebra and who judges, without waiting for them."""
         if self._equality is not None:
             self._equality.start_soon()
+        self._rewards = rewards_of(self._config)
+
+    def wait(self) -> None:
+        """Wait until what was started answers. Raises ValueError where it can't start."""
+        if self._rewards is not None:
+            self._rewards.wait()
 
     def close(self) -> None:
-        """End what was started for programs: the workers of the algebra."""
+        """End what was started for programs: the workers of the algebra, and who judges."""
         if self._equality is not None:
             self._equality.close()
+        if self._rewards is not None:
+            self._rewards.close()
+
+    async def score(self, ids: list[int], prompt_tokens: int, text: str) -> Judgement:
+        """Have a path judged, whose prompt has so many tokens. Raises RewardError."""
+        if self._rewards is None:
+            raise RewardError("there is no reward model")
+        prompt = ""
+        if self._config.reward_verifier or self._config.reward_input == "text":
+            prompt = self._manager.tokenizer.decode(ids[:prompt_tokens])
+        return await self._rewards.score(JudgedPath(ids, prompt, text))
 
     def _answers(self, program: ResolvedProgram) -> Answers:
         answer_format = program.settings.answer_format

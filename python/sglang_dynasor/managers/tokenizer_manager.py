@@ -292,6 +292,10 @@ class DynasorTokenizerManager(TokenizerManager):
         super().update_active_ranks(ranks)
         self._programs.rank_status = list(ranks.status)
 
+    def wait_for_programs(self) -> None:
+        """Wait until all that programs need can answer. Raises ValueError where it can't start."""
+        self._programs.wait()
+
     def close_programs(self) -> None:
         """End what was started for programs; they must be over."""
         self._programs.close()

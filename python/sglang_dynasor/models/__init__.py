@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 TINY_REASONER = "tiny_reasoner"
+TINY_REWARD = "tiny_reward"
 SMOLLM2 = "smollm2"
 
 
@@ -22,7 +23,7 @@ def default_cache_dir() -> Path:
 
 
 def resolve_model(name_or_path: str) -> Path:
-    """Turn ``tiny_reasoner``, ``smollm2`` or the path of a model folder into a folder.
+    """Turn the name of an embedded model, ``smollm2`` or the path of a folder into a folder.
 
     Raises ValueError for an empty or unknown name, FileNotFoundError for a model that is not
     fetched yet and for a path without a model in it. Both messages say what is allowed.
@@ -30,8 +31,8 @@ def resolve_model(name_or_path: str) -> Path:
     allowed = f"{TINY_REASONER!r}, {SMOLLM2!r} or the path of a folder with a config.json"
     if not name_or_path:
         raise ValueError(f"no model given; use {allowed}")
-    if name_or_path == TINY_REASONER:
-        return default_model_path()
+    if name_or_path in (TINY_REASONER, TINY_REWARD):
+        return default_model_path().parent / name_or_path
     if name_or_path == SMOLLM2:
         folder = default_cache_dir() / SMOLLM2
         if not (folder / "config.json").is_file():

@@ -51,6 +51,18 @@ class NodeError(RequestError):
     """A node was refused or broke. Where nothing can answer, the first ends the program."""
 
 
+class RewardError(Exception):
+    """No reward is to be had: the program goes on without."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """The reward of a path, 0 to 1, and how many tokens were read for it (0: it was known)."""
+
+    reward: float
+    n_tokens: int = 0
+
+
 class ClientGone(Exception):
     """Nobody waits for the program any more: it ends without an outcome."""
 
@@ -86,6 +98,10 @@ class NodeClient(Protocol):
 
     def on_probe(self, take: Callable[[Probe], None]) -> None:
         """Call `take` with each probe that has ended."""
+        ...
+
+    async def score(self, node: str) -> Judgement:
+        """Have the reward model judge the path of a finished node. Raises RewardError."""
         ...
 
     def cancel(self, nodes: Sequence[str], keep_kv: bool = False) -> None:

@@ -17,6 +17,7 @@ from sglang_dynasor.programs.client import (
     NodeError,
     Probe,
     ProgramAborted,
+    RewardError,
 )
 from sglang_dynasor.programs.program_run import ProgramRun
 from sglang_dynasor.programs.protocol import (
@@ -32,6 +33,8 @@ from sglang_dynasor.programs.protocol import (
     Outcome,
     Probed,
     Regrouped,
+    Score,
+    Scored,
     Start,
     Trimmed,
     Watch,
@@ -82,6 +85,8 @@ class Nodes:
         self._probe_tokens = 0
         self._continued: set[str] = set()  # nodes that are parents
         self._probes: set[asyncio.Task[None]] = set()  # those that are read
+        self._scoring: set[asyncio.Task[None]] = set()
+        self._reward_tokens = 0
         client.on_draw(self._draw)
         client.on_probe(self._take_probe)
 
@@ -98,11 +103,13 @@ class Nodes:
                 self._cancel(action)
             elif isinstance(action, Ask):
                 self._asking = asyncio.ensure_future(self._grant(action))
+            elif isinstance(action, Score):
+                self._score(action)
             else:
                 self._demand = action
         # No storm of refusals: who was refused waits until a place has become free.
         due = {} if self._refused and self._tasks else self._due
-        if not (self._tasks or due or self._offers or self._asking):
+        if not (self._tasks or due or self._offers or self._asking or self._scoring):
             raise RuntimeError("the program waits, and nothing is running")
         self._needed |= due.keys()
         if actions or due:
@@ -135,6 +142,24 @@ class Nodes:
         self._cancelling.update(running)
         if running:
             self._client.cancel(running)
+
+    def _score(self, score: Score) -> None:
+        for node in score.nodes:
+            task = asyncio.ensure_future(self._judge(node))
+            self._scoring.add(task)
+            task.add_done_callback(self._scoring.discard)
+            task.add_done_callback(lambda _: self._news.set())
+
+    async def _judge(self, node: str) -> None:
+        try:
+            judgement = await self._client.score(node)
+        except RewardError as error:
+            self._events.append(Scored(node, None, str(error)))
+        except Exception as error:
+            self._broken = self._broken or error
+        else:
+            self._reward_tokens += judgement.n_tokens
+            self._events.append(Scored(node, judgement.reward))
 
     async def _grant(self, ask: Ask) -> None:
         more = 0 if self._budget is None else await self._budget.more(ask.tokens, ask.value)
@@ -299,7 +324,7 @@ class Nodes:
         if self._asking is not None:
             self._asking.cancel()
         self._answers.settle()
-        for task in self._probes:
+        for task in (*self._probes, *self._scoring):
             task.cancel()
         tokens: dict[str, int] = {}
         if not self._tasks.keys() - self._reading:
@@ -334,5 +359,6 @@ class Nodes:
             sequential_tokens=max(waited),
             inactive=self._answers.inactive,
             probe_tokens=self._probe_tokens,
+            reward_tokens=self._reward_tokens,
             continued=frozenset(self._continued),
         )

@@ -38,7 +38,8 @@ class Envelope(Fields):
     algorithm: str = Field(
         "none",
         max_length=64,
-        description="`self_consistency`, `cot`: the engine runs the program; `none`: your requests",
+        description="`self_consistency`, `cot`, `best_of_n`, `rebase`, `mcts`, `beam`, `dvts`: the "
+        "engine runs the program; `none`: your requests",
     )
     mode: Mode = Field(
         "on", description="`shadow`: run every branch, only note the decision; `off`: plain request"

@@ -19,8 +19,9 @@ class ProgramRun:
     `sequential_tokens` is the longest path that had to be waited for: the path of a node is its own
     tokens on top of the longest path that had ended when it was started. Nodes that were
     cancelled count where they were waited for in vain, up to the deadline. `inactive` says which
-    answers could not be compared, or "". `probe_tokens` are what probes generated; `continued`
-    nodes are the parents of others, so that no path ends with them.
+    answers could not be compared, or "". `probe_tokens` are what probes generated, `reward_tokens`
+    what the reward model has read; `continued` nodes are the parents of others, so that no path
+    ends with them.
     """
 
     outcome: Outcome
@@ -33,4 +34,5 @@ class ProgramRun:
     sequential_tokens: int = 0
     inactive: str = ""
     probe_tokens: int = 0
+    reward_tokens: int = 0
     continued: frozenset[str] = frozenset()

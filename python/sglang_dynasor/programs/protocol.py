@@ -26,7 +26,8 @@ class Start:
 
     `node` is the program's own name for it, letters and digits. Of the parent's output the first
     `keep` tokens count (None: all), then `suffix`, forced text. At most `max_tokens` new tokens
-    (None: what the request allows). `kind` is the class whose lengths are learnt together.
+    (None: what the request allows), and up to `stop`, a text that ends the node and belongs to it.
+    `kind` is the class whose lengths are learnt together.
 
     `value` None: needed now. A number: an offer, which the engine may draw while it has room, and
     what the node would add to P(the answer is right). A running node that is named again is not
@@ -41,6 +42,7 @@ class Start:
     max_tokens: int | None = None
     kind: str = "branch"
     value: float | None = None
+    stop: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,14 @@ class Ask:
     value: float
 
 
-Action: TypeAlias = Start | Watch | Cancel | Ask | Demand
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Have the reward model judge the paths of these finished nodes; each comes as `Scored`."""
+
+    nodes: tuple[str, ...]
+
+
+Action: TypeAlias = Start | Watch | Cancel | Ask | Score | Demand
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +138,15 @@ class Probed:
 
 
 @dataclass(frozen=True, slots=True)
+class Scored:
+    """What the reward model makes of a node's path, 0 to 1; None: it could not say, see `error`."""
+
+    node: str
+    reward: float | None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Regrouped:
     """A later answer has split a group: `groups` maps every finished node to its group now."""
 
@@ -167,7 +185,9 @@ class Aborted:
     """The client has aborted the program, or is gone."""
 
 
-Event: TypeAlias = Finished | Probed | Regrouped | Trimmed | Failed | Granted | Expired | Aborted
+Event: TypeAlias = (
+    Finished | Probed | Scored | Regrouped | Trimmed | Failed | Granted | Expired | Aborted
+)
 
 
 @dataclass(frozen=True, slots=True)

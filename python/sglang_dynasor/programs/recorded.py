@@ -18,6 +18,8 @@ from sglang_dynasor.programs.protocol import (
     Outcome,
     Probed,
     ReasoningProgram,
+    Score,
+    Scored,
     Start,
     Trimmed,
     Watch,
@@ -28,8 +30,15 @@ Recorded = Callable[[Start], Finished | Failed]
 RecordedProbes = Callable[[str], Sequence[Probed]]
 
 
+RecordedRewards = Callable[[str], float | None]
+
+
 def _never_probed(node: str) -> Sequence[Probed]:
     return ()
+
+
+def _never_judged(node: str) -> float | None:
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +65,7 @@ def replay_nodes(
     slots: int | None = None,
     draws: int = 0,
     probes_of: RecordedProbes = _never_probed,
+    reward_of: RecordedRewards = _never_judged,
 ) -> Replayed:
     """Run to the outcome; `recorded` says what each node comes to, whenever it is started.
 
@@ -64,11 +74,12 @@ def replay_nodes(
     drawn while fewer than `draws` nodes run; a drawn node that nobody needs makes room for one
     that is needed. A node longer than its `max_tokens` ends there without an answer. A watched one
     is probed where `probes_of` it has a probe, the next no nearer than `every`; each costs all of
-    its tokens. Nothing is granted beyond the budget.
+    its tokens. A node is judged at once, as `reward_of` it says. Nothing is granted beyond the
+    budget.
 
     Raises RuntimeError for a program that waits while nothing runs.
     """
-    nodes = _Slots(recorded, slots, draws, probes_of)
+    nodes = _Slots(recorded, slots, draws, probes_of, reward_of)
     step: Sequence[Action] | Outcome = program.start()
     while not isinstance(step, Outcome):
         nodes.apply(step)
@@ -103,9 +114,11 @@ class _Slots:
         slots: int | None,
         draws: int,
         probes_of: RecordedProbes = _never_probed,
+        reward_of: RecordedRewards = _never_judged,
     ) -> None:
         self._recorded = recorded
         self._probes_of = probes_of
+        self._reward_of = reward_of
         self._slots = sys.maxsize if slots is None else slots
         self._draws = draws
         self._now = 0
@@ -134,6 +147,8 @@ class _Slots:
                 (self._cut if action.keep_kv else self._cancel)(action.nodes)
             elif isinstance(action, Ask):  # nobody has any to give
                 self._ready.append(Granted(0))
+            elif isinstance(action, Score):
+                self._ready += [Scored(node, self._reward_of(node)) for node in action.nodes]
         while self._waiting and (len(self._running) < self._slots or self._trim()):
             self._begin(*self._waiting.pop(next(iter(self._waiting))))
         while self._offers and len(self._running) < self._draws:

@@ -103,6 +103,7 @@ def build_report(
             "branch": branch_tokens,
             "cancelled": cancelled_tokens,
             "probe": run.probe_tokens,
+            "reward": run.reward_tokens,
             "idle": idle_tokens,
             "total": prompt_tokens
             + branch_tokens
