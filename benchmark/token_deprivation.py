@@ -26,56 +26,34 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from arms import BLOCK, Arm, compared, measure, rounded
 from serving_report import facts
 from sglang_dynasor.demo import (
     Problem,
     add_sampling_flags,
-    is_right,
     load_problems,
     problem_seed,
     started_engine,
 )
 from sglang_dynasor.models import resolve_model
-from sglang_dynasor.programs import Program, ProgramResult
+from sglang_dynasor.programs import Program
 
 RESULTS = Path(__file__).parent / "results" / "token_deprivation.csv"
 CHAINS = ("full", "hard_budget", "released_mid", "ours")
 VOTES = ("sc", "sc_finished", "sc_running")
 VOTE = {"algorithm": "self_consistency", "max_branches": 8}
-BLOCK = 250
 DECODE_TURNS = 5
 COLUMNS = (
     *("accuracy", "harm", "gain", "thinking_tokens", "all_tokens", "all_tokens_saved"),
     *("sequential_tokens", "probe_token_share", "seconds"),
 )
-
-
-@dataclass
-class Arm:
-    """The results of one arm, problem by problem, and the seconds they took."""
-
-    results: list[ProgramResult] = field(default_factory=list)
-    seconds: float = 0.0
-
-    def right(self, problems: Sequence[Problem]) -> list[bool]:
-        return [is_right(p, r.answer) for p, r in zip(problems, self.results, strict=True)]
-
-    def tokens(self, name: str) -> float:
-        """Mean per problem of one of the report's counts."""
-        return sum(r.report["tokens"][name] for r in self.results) / len(self.results)
-
-    @property
-    def all_tokens(self) -> float:
-        return self.tokens("total") - self.tokens("prompt")
 
 
 def fields_of(arm: str, options: argparse.Namespace, budget: int) -> dict[str, Any]:
@@ -138,22 +116,12 @@ def programs_of(
     return made
 
 
-def measure(
+def measured(
     engine: Any, names: Sequence[str], problems: list[Problem], options: Any, budget: int = 1
 ) -> dict[str, Arm]:
-    """Every arm on every problem, in blocks and turns."""
-    arms = {name: Arm() for name in names}
-    for turn, begin in enumerate(range(0, len(problems), BLOCK)):
-        block = problems[begin : begin + BLOCK]
-        for name in (*names[turn % len(names) :], *names[: turn % len(names)]):
-            engine.flush_cache()
-            started = time.perf_counter()
-            results = engine.run_batch(programs_of(name, block, options, budget))
-            arms[name].seconds += time.perf_counter() - started
-            if errors := [result.error for result in results if result.error]:
-                raise SystemExit(f"{name}: {errors[0]}")
-            arms[name].results += results
-    return arms
+    return measure(
+        engine, names, problems, lambda name, block: programs_of(name, block, options, budget)
+    )
 
 
 def equal_budget(full: Arm, tokens: float) -> int:
@@ -168,19 +136,9 @@ def equal_budget(full: Arm, tokens: float) -> int:
 
 
 def row_of(arm: Arm, against: Arm, problems: Sequence[Problem]) -> dict[str, Any]:
-    right, base = arm.right(problems), against.right(problems)
-    pairs = list(zip(base, right, strict=True))
-    return {
-        "accuracy": sum(right) / len(right),
-        "harm": sum(b and not r for b, r in pairs),
-        "gain": sum(r and not b for b, r in pairs),
+    return compared(arm, against, problems) | {
         "thinking_tokens": arm.tokens("branch"),
-        "all_tokens": arm.all_tokens,
-        "all_tokens_saved": 1 - arm.all_tokens / against.all_tokens,
-        "sequential_tokens": arm.tokens("sequential"),
         "probe_token_share": arm.tokens("probe") / arm.all_tokens,
-        "seconds": arm.seconds,
-        "seconds_saved": 1 - arm.seconds / against.seconds,
     }
 
 
@@ -191,7 +149,7 @@ def decode_ratio(engine: Any, problems: list[Problem], options: Any) -> float:
     for turn in range(DECODE_TURNS):
         rates = {}
         for name in ("full", "never") if turn % 2 else ("never", "full"):
-            arm = measure(engine, [name], block, options)[name]
+            arm = measured(engine, [name], block, options)[name]
             rates[name] = arm.tokens("branch") / arm.seconds
         ratios.append(rates["never"] / rates["full"])
     return sorted(ratios)[DECODE_TURNS // 2]
@@ -205,7 +163,7 @@ def sweep(engine: Any, problems: list[Problem], options: Any, full: Arm) -> list
         for window in (1, 2, 3, 5):
             changed = {"interval": interval, "window": window, "warmup": 0, "min_confidence": None}
             given = argparse.Namespace(**{**vars(options), **changed})
-            arm = measure(engine, ["ours"], block, given)["ours"]
+            arm = measured(engine, ["ours"], block, given)["ours"]
             rows.append({"interval": interval, "window": window, **row_of(arm, full, block)})
     return rows
 
@@ -221,10 +179,10 @@ def main() -> None:
     with started_engine(model, options.seed, settings) as engine:
         engine.run_batch(programs_of("full", problems[:BLOCK], options))  # warm
         names = ["full", "released_mid", "ours"]
-        arms = measure(engine, names, problems, options)
+        arms = measured(engine, names, problems, options)
         budget = equal_budget(arms["full"], arms["ours"].all_tokens)
-        arms |= measure(engine, ["hard_budget"], problems, options, budget)
-        arms |= measure(engine, VOTES, problems[: options.vote_problems], options)
+        arms |= measured(engine, ["hard_budget"], problems, options, budget)
+        arms |= measured(engine, VOTES, problems[: options.vote_problems], options)
         ratio = decode_ratio(engine, problems, options)
         swept = (
             sweep(engine, problems[:200], options, _first(arms["full"], 200))
@@ -240,14 +198,14 @@ def main() -> None:
         writer = csv.DictWriter(file, ["arm", *next(iter(rows.values())), *facts_of])
         writer.writeheader()
         for name, row in rows.items():
-            writer.writerow({"arm": name, **_rounded(row), **facts_of})
+            writer.writerow({"arm": name, **rounded(row), **facts_of})
     result = {
         "problems": len(problems),
         "vote_problems": len(voted),
         "budget": budget,
         "decode_ratio": round(ratio, 4),
-        "arms": {name: _rounded(row) for name, row in rows.items()},
-        "sweep": [_rounded(row) for row in swept],
+        "arms": {name: rounded(row) for name, row in rows.items()},
+        "sweep": [rounded(row) for row in swept],
         "temperature": options.temperature,
         "rule": {name: getattr(options, name) for name in _RULE},
         **facts_of,
@@ -261,10 +219,6 @@ _RULE = ("interval", "window", "warmup", "min_confidence", "pace", "vote_interva
 def _first(arm: Arm, count: int) -> Arm:
     share = min(count, len(arm.results)) / len(arm.results)
     return Arm(arm.results[:count], arm.seconds * share)
-
-
-def _rounded(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: round(v, 4) if isinstance(v, float) else v for name, v in row.items()}
 
 
 def table_of(rows: dict[str, dict[str, Any]]) -> Table:

@@ -20,7 +20,7 @@ from sglang_dynasor.programs import (
     Watch,
     run_program,
 )
-from sglang_dynasor.programs.client import Probe
+from sglang_dynasor.programs.client import Judgement, Probe, RewardError
 
 # How many of a running node's tokens its client has not seen yet.
 UNSEEN_TOKENS = 2
@@ -104,6 +104,9 @@ class FakeNodes:
         text = f"so \\boxed{{{sample.answer}}}" if sample.answer else "so"
         text = text if sample.text is None else sample.text
         return Generated(text, length, stop_reason, _certainty(length, sample.confidence))
+
+    async def score(self, node: str) -> Judgement:
+        raise RewardError("nobody judges")
 
     async def end(self) -> dict[str, int]:
         self.times_ended += 1

@@ -71,6 +71,17 @@ class NodePaths:
         ids = [*output["output_ids"], *self._tokens.encode(closing)]
         return {**output, "text": output["text"] + closing, "output_ids": ids}
 
+    def reuse(self) -> tuple[int, int]:
+        """Tokens that nodes with a parent continue, prompt included, and those of them in cache."""
+        continued = reused = 0
+        for node, output in self.outputs.items():
+            path = self._paths[node]
+            if path.own_ids and output["output_ids"]:
+                before = len(self._prompt) + len(path.own_ids)
+                continued += before
+                reused += min(before, output["meta_info"].get("cached_tokens") or 0)
+        return continued, reused
+
     def finished(self, node: str) -> tuple[list[int], str]:
         """Tokens of a finished node's path, prompt first, without an end of text; and its text."""
         output = self.outputs[node]

@@ -49,6 +49,13 @@ def add_certainty(
         details.update(taken.get(str(details["branch"]), {}))
 
 
+def add_reuse(report: dict[str, Any], nodes: EngineNodes) -> None:
+    """Say how much of what nodes continue was in the cache, where any continues another."""
+    continued, reused = nodes.paths.reuse()
+    if continued:
+        report["tokens"] |= {"continued": continued, "reused": reused}
+
+
 def program_output(
     nodes: EngineNodes, run: ProgramRun, report: dict[str, Any], rid: str, weight_version: str
 ) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from sglang_dynasor.managers.program_messages import (
 from sglang_dynasor.managers.program_output import (
     add_certainty,
     add_member_report,
+    add_reuse,
     program_output,
 )
 from sglang_dynasor.managers.program_service import ProgramService
@@ -247,6 +248,7 @@ class DynasorTokenizerManager(TokenizerManager):
         seconds = time.perf_counter() - started
         report = build_report(program, run, nodes.prompt_tokens, seconds)
         add_certainty(report, program, nodes, run)
+        add_reuse(report, nodes)
         if program.settings.measured and self._unmeasured:
             report["inactive"] = {**report["inactive"], VALUES: self._unmeasured}
         version = self.config_value("weight_version")

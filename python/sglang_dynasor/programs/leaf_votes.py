@@ -75,6 +75,11 @@ class LeafVotes:
         return self._settings.vote == "majority"
 
     @property
+    def counted(self) -> list[Leaf]:
+        """The leaves that have come to their end."""
+        return [leaf for leaf in self.leaves if leaf.event.stop_reason != "pruned"]
+
+    @property
     def evidence(self) -> Evidence:
         """What a rule may know."""
         return self._counts.evidence()

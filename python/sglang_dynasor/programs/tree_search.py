@@ -80,9 +80,9 @@ class TreeSearch(ABC):
 
     @abstractmethod
     def grow(self, grant: int) -> Sequence[Start]:
-        """Return what is started next, nothing where open nodes are waited for or nothing is left.
+        """Return what is started next; nothing where others are waited for, or nothing is left.
 
-        `grant` further leaves may be begun, where the last ones have ended.
+        `grant` further leaves may be begun: all that were granted before have ended.
         """
 
     def start(self) -> Sequence[Action]:
@@ -187,24 +187,34 @@ class TreeSearch(ABC):
         return None
 
     def _next(self) -> Sequence[Action] | Outcome:
-        evidence = self.votes.evidence
-        grant = 0
-        if not self._open and evidence.remaining:
-            grant = self.settings.grants.next_grant(evidence, self.rounds)
-            if self._cap.limit is not None:
-                if missing := self._cap.missing(grant):
-                    gain = sum(branch_values(evidence, 1.0, limit=grant))
-                    return [Ask(missing, gain / (grant * self._cap.longest))]
-                grant = self._cap.fits(grant)
-                if not grant:
-                    return self._outcome("budget")
-                self._share = self._cap.share(grant)
-        starts = self.grow(grant)
+        starts = self.grow(0)
         if not starts and not self._open:
-            return self._outcome("completed" if self.votes.leaves else "failed")
+            grant = self._grant()
+            if isinstance(grant, Outcome | Ask):
+                return grant if isinstance(grant, Outcome) else [grant]
+            starts = self.grow(grant) if grant else ()
+            if not starts:
+                return self._outcome("completed" if self.votes.counted else "failed")
         if not starts:
             return ()
-        return [Demand(evidence.certaindex, 1.0, self._work()), *starts]
+        return [Demand(self.votes.evidence.certaindex, 1.0, self._work()), *starts]
+
+    def _grant(self) -> int | Ask | Outcome:
+        """How many leaves the next wave has, the question for the tokens it needs, or the end."""
+        evidence, cap = self.votes.evidence, self._cap
+        if not evidence.remaining:
+            return 0
+        grant = self.settings.grants.next_grant(evidence, self.rounds)
+        if cap.limit is None:
+            return grant
+        if missing := cap.missing(grant):
+            gain = sum(branch_values(evidence, 1.0, limit=grant))
+            return Ask(missing, gain / (grant * cap.longest))
+        grant = cap.fits(grant)
+        if not grant:
+            return self._outcome("budget")
+        self._share = cap.share(grant)
+        return grant
 
     def _work(self) -> float:
         """Leaves to come, less the nearer the search is to certain."""
@@ -214,7 +224,7 @@ class TreeSearch(ABC):
     def _outcome(self, stop_reason: ProgramStop) -> Outcome:
         votes, leader = self.votes, self.votes.leader
         evidence = votes.evidence
-        counted = [leaf.event for leaf in votes.leaves if leaf.event.stop_reason != "pruned"]
+        counted = [leaf.event for leaf in votes.counted]
         best = self._best.name if self._best else None
         shown = counted[0].node if counted else best
         if leader is not None:
