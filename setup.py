@@ -18,10 +18,11 @@ setup(
     packages=[*find_packages("python"), "sglang_dynasor.kernels"],
     package_data={
         "sglang_dynasor": ["py.typed"],
-        "sglang_dynasor.models": ["tiny_reasoner/*"],
+        "sglang_dynasor.models": ["tiny_reasoner/*", "tiny_reward/*"],
     },
     install_requires=[
         "sglang==0.5.23",  # brings torch, triton, flashinfer, numpy and pyzmq as it needs them
+        "httpx",
         "mpmath",
         "numpy",
         "pydantic>=2",
@@ -31,7 +32,6 @@ setup(
     ],
     extras_require={
         "dev": [
-            "httpx",
             "hypothesis",
             "matplotlib",
             "mypy",

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test.support.virtual_time import run_virtual
 
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.managers.reward_homes import HttpHome, VerifierHome, rewards_of
 from sglang_dynasor.managers.rewards import MAX_BATCH, REST_S, JudgedPath, Rewards
 from sglang_dynasor.programs.client import Judgement, RewardError
+from support.virtual_time import run_virtual
 
 
 class FakeHome:

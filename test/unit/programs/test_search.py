@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test.support.arithmetic_world import RIGHT, ArithmeticWorld
 
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.errors import RequestError
@@ -33,6 +32,7 @@ from sglang_dynasor.programs.rebase import widen
 from sglang_dynasor.programs.recorded import Replayed, replay_nodes
 from sglang_dynasor.programs.search_params import SearchSettings
 from sglang_dynasor.programs.tree_search import TreeNode
+from support.arithmetic_world import RIGHT, ArithmeticWorld
 
 JUDGED = DynasorConfig.parse({"reward_verifier": "some:function"})
 KNOBS = {

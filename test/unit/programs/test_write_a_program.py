@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test.support.arithmetic_world import RIGHT, ArithmeticWorld
-from test.support.fake_nodes import FakeNodes, FakeSample, run_fake
-from test.support.virtual_time import run_virtual
 
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.programs import ProgramSpec
 from sglang_dynasor.programs.client import Judgement
 from sglang_dynasor.programs.recorded import replay_nodes
 from sglang_dynasor.programs.registry import ALGORITHMS
+from support.arithmetic_world import RIGHT, ArithmeticWorld
+from support.fake_nodes import FakeNodes, FakeSample, run_fake
+from support.virtual_time import run_virtual
 
 GUIDE = Path(__file__).parents[3] / "docs" / "write-a-program.md"
 MAX_LINES = 45
