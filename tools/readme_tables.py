@@ -1,6 +1,6 @@
-"""Write the tables that the code already knows: request fields, hooks (README), settings (docs).
+"""Write the tables that the code already knows: request fields, hooks (README), others (docs).
 
-python tools/readme_tables.py          # rewrites README.md and docs/settings.md
+python tools/readme_tables.py          # rewrites README.md and pages of docs/
 python tools/readme_tables.py --check  # exit 1 when one is out of date
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.plugin import HOOKS
 from sglang_dynasor.programs import ALGORITHMS, Envelope
+from sglang_dynasor.programs.search_params import SearchParams
 
 ROOT = Path(__file__).parent.parent
 
@@ -33,16 +34,33 @@ def settings_table() -> str:
 
 
 def fields_tables() -> str:
-    """The envelope, then what each algorithm adds to it."""
+    """The envelope, then what each algorithm that is no search adds to it."""
     tables: dict[str, type[BaseModel]] = {"Every program": Envelope}
-    tables |= {f"`algorithm: {name}`": entry.params for name, entry in ALGORITHMS.items()}
+    tables |= {
+        f"`algorithm: {name}`": entry.params
+        for name, entry in ALGORITHMS.items()
+        if not issubclass(entry.params, SearchParams)
+    }
     return "\n\n".join(f"{title}:\n\n{_fields(model)}" for title, model in tables.items())
 
 
-def _fields(model: type[BaseModel]) -> str:
+def search_tables() -> str:
+    """What all searches have, then what each has beyond that."""
+    blocks = [f"Every search:\n\n{_fields(SearchParams)}"]
+    names: dict[type[BaseModel], list[str]] = {}
+    for name, entry in ALGORITHMS.items():
+        if issubclass(entry.params, SearchParams):
+            names.setdefault(entry.params, []).append(f"`algorithm: {name}`")
+    common = set(SearchParams.model_fields)
+    blocks += [f"{', '.join(of)}:\n\n{_fields(model, common)}" for model, of in names.items()]
+    return "\n\n".join(blocks)
+
+
+def _fields(model: type[BaseModel], known: Collection[str] = ()) -> str:
     rows = (
         (f"`{name}`", _default(model, name), field.description or "")
         for name, field in model.model_fields.items()
+        if name not in known
     )
     return _table(("field", "default", "meaning"), rows)
 
@@ -66,6 +84,7 @@ def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"fields": fields_tables, "hooks": hooks_table},
+    "docs/search.md": {"search": search_tables},
     "docs/settings.md": {"settings": settings_table},
 }
 
