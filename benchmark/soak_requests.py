@@ -21,6 +21,14 @@ SHAPES: tuple[dict[str, Any], ...] = (
     {"rule": "threshold", "detail": "branches"},
     {"token_certainty": True, "vote": "weighted"},
     {"branch_rule": "deepconf", "stop_loops": True, "max_branches": 12},
+    {"pace": 3, "probe_interval": 8},
+    {"algorithm": "cot", "probe_interval": 8, "window": 2},
+    {"algorithm": "cot", "max_thinking_tokens": 20, "on_exit": "insert"},
+    {"algorithm": "best_of_n", "max_total_tokens": 300},
+    {"algorithm": "rebase", "width": 8, "step_stop": ";"},
+    {"algorithm": "mcts", "iterations": 6, "step_stop": ";", "deadline_ms": 1000},
+    {"algorithm": "beam", "width": 8, "step_tokens": 8, "mode": "shadow"},
+    {"algorithm": "dvts", "width": 8, "step_stop": ";", "detail": "branches"},
 )
 MALFORMED: tuple[dict[str, Any], ...] = (
     {"max_branches": 0},
@@ -31,6 +39,10 @@ MALFORMED: tuple[dict[str, Any], ...] = (
     {"deadline_ms": -1},
     {"unheard_of": 1},
     {"algorithm": "none", "rule": "beta"},
+    {"algorithm": "rebase", "width": 0},
+    {"algorithm": "mcts", "operating_point": "math"},
+    {"algorithm": "beam", "step_stop": ""},
+    {"algorithm": "cot", "window": 2, "saving_effort": "mid"},
 )
 
 

@@ -125,6 +125,8 @@ def server_command(options: argparse.Namespace, port: int) -> list[str]:
         *("--chunked-prefill-size", str(options.chunked_prefill_size)),
         *("--dynasor-policy", options.policy),
         *("--dynasor-speculative-share", "0.5"),  # so that offers are drawn and trimmed
+        *("--dynasor-reward-model-path", "tiny_reward"),
+        *("--dynasor-reward-server-args", "--max-total-tokens 8192 --sleep-on-idle"),
         *keyed,
     ]
 

@@ -214,7 +214,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(args.seed)
-    reasoner = LlamaForCausalLM.from_pretrained(resolve_model("tiny-reasoner")).float().eval()
+    reasoner = LlamaForCausalLM.from_pretrained(resolve_model("tiny_reasoner")).float().eval()
     prompts = training_prompts(random.Random(args.seed), args.samples)
     model = new_reward_model(reasoner).train()
     train(model, judged_samples(reasoner, prompts, 512), args)

@@ -15,7 +15,8 @@ from rich.table import Table
 from sglang_dynasor.allocation import RULES
 from sglang_dynasor.allocation.chain_profile import ChainProfile
 from sglang_dynasor.allocation.chain_rule import ChainRule
-from sglang_dynasor.allocation.profile import CalibrationProfile, checkpoint_hash
+from sglang_dynasor.allocation.profile import CalibrationProfile
+from sglang_dynasor.allocation.profile_file import checkpoint_hash
 from sglang_dynasor.certaindex import ANSWER_FORMATS, MathEquality
 from sglang_dynasor.config import DRAWS, DynasorConfig
 from sglang_dynasor.offline.recorded_bar import recorded_bar

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sglang_dynasor import calibrate, chat, run
+from sglang_dynasor import calibrate, chat, run, simulate
 from sglang_dynasor.demo import add_sampling_flags
 
 
@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     calibrate.add_parser(commands)
     run.add_parser(commands)
     chat.add_parser(commands)
+    simulate.add_parser(commands)
     return parser
 
 

@@ -87,7 +87,7 @@ class DynasorConfig(BaseModel):
         "per token of its own expected work",
     )
     speculative_share: float = Field(
-        0.25,
+        0.5,
         ge=0,
         le=1,
         description="offered branches are drawn while nothing waits and less than this share of "

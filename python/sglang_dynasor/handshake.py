@@ -11,7 +11,9 @@ import warnings
 from typing import Any
 
 from sglang_dynasor import plugin
-from sglang_dynasor.allocation.profile import CalibrationProfile, checkpoint_hash
+from sglang_dynasor.allocation.chain_profile import ChainProfile
+from sglang_dynasor.allocation.profile import CalibrationProfile
+from sglang_dynasor.allocation.profile_file import ProfileFile, checkpoint_hash
 from sglang_dynasor.config import UPSTREAM_POLICIES, DynasorConfig, is_enabled
 
 # Module globals that must be our class, per process that reports.
@@ -134,19 +136,22 @@ def refuse_unsupported(server_args: Any) -> None:
 
 
 def warn_of_profile_mismatch(model_path: str) -> None:
-    """Warn where the calibration profile was made for another model or checkpoint.
+    """Warn where a calibration profile was made for another model or checkpoint.
 
     Not by log: an offline engine shows none below errors.
     """
-    path = DynasorConfig.from_environment().profile
-    if not path:
-        return
-    profile = CalibrationProfile.read(path)
-    # The hash reads all weights: only where the profile has one to compare with.
-    checkpoint = checkpoint_hash(model_path) if profile.checkpoint_sha256 else None
-    sentence = profile.mismatch(model_path, checkpoint)
-    if sentence:
-        warnings.warn(f"{sentence}: its promise does not hold here", stacklevel=2)
+    config = DynasorConfig.from_environment()
+    profiles: list[ProfileFile] = []
+    if config.profile:
+        profiles.append(CalibrationProfile.read(config.profile))
+    if config.chain_profile:
+        profiles.append(ChainProfile.read(config.chain_profile))
+    for profile in profiles:
+        # The hash reads all weights: only where the profile has one to compare with.
+        checkpoint = checkpoint_hash(model_path) if profile.checkpoint_sha256 else None
+        sentence = profile.mismatch(model_path, checkpoint)
+        if sentence:
+            warnings.warn(f"{sentence}: its promise does not hold here", stacklevel=2)
 
 
 def launch_verified(original: Any, *args: Any, **kwargs: Any) -> Any:

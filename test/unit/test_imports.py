@@ -23,6 +23,7 @@ RANKS = {
     "certaindex": 0,
     "models": 0,
     "platforms": 0,
+    "platforms.virtual_clock": 10,  # an engine of its own
     "allocation": 1,
     "config": 2,
     "scheduling": 3,
@@ -40,6 +41,7 @@ RANKS = {
     "calibrate": 10,
     "chat": 10,
     "demo": 10,
+    "simulate": 11,
     "run": 11,  # starts the engine and reads the problems as the demo does
     "cli": 12,
     "": 13,  # the package itself re-exports
@@ -53,7 +55,8 @@ HEAVY = ("torch", "sglang", "fastapi", "transformers", "triton")
 
 def layer_of(module: str) -> str:
     parts = module.split(".")
-    return parts[1] if len(parts) > 1 else ""
+    deep = ".".join(parts[1:3])
+    return deep if deep in RANKS else ".".join(parts[1:2])
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:

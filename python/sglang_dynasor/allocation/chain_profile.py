@@ -53,8 +53,6 @@ class ChainProfile(ProfileFile):
     what: ClassVar[str] = "chain_profile"
     version: Literal[1] = 1
     kind: Literal["chain"] = "chain"
-    model: str = Field(min_length=1)
-    checkpoint_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     confidence: float = Field(gt=0, lt=1)
     problems: int = Field(ge=1)
     created: date

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from datetime import date
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from sglang_dynasor.allocation.profile_file import ProfileFile
 from sglang_dynasor.allocation.rules import make_rule
-
-_BLOCK_BYTES = 1 << 20
 
 
 class CalibrationProfile(ProfileFile):
@@ -28,8 +24,6 @@ class CalibrationProfile(ProfileFile):
     """
 
     version: Literal[1] = 1
-    model: str = Field(min_length=1)
-    checkpoint_sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     rule: str
     threshold: float = Field(ge=0, le=1)
     min_branches: int = Field(ge=1, le=512)
@@ -52,36 +46,3 @@ class CalibrationProfile(ProfileFile):
         if None in of_the_bar and any(value is not None for value in of_the_bar):
             raise ValueError("confidence_bar, keep_top, group_tokens: give all or none")
         return self
-
-    def mismatch(self, model: str, checkpoint_sha256: str | None) -> str | None:
-        """Say in one sentence why the profile does not hold for this model; None where it does.
-
-        Checkpoints are compared where both hashes are known: then a name is only a place. Else
-        the names decide, by the last part of a path or of a hub's owner/name.
-        """
-        if self.checkpoint_sha256 and checkpoint_sha256:
-            same = self.checkpoint_sha256 == checkpoint_sha256
-            what = f"a checkpoint with sha256 {self.checkpoint_sha256[:12]}..., {model} has "
-            what += f"{checkpoint_sha256[:12]}..."
-        else:
-            same = Path(self.model).name == Path(model).name
-            what = f"model {self.model!r}, not for {model!r}"
-        return None if same else f"the calibration profile was made for {what}"
-
-
-def checkpoint_hash(folder: Path | str) -> str | None:
-    """Return the sha256 over name, size and content of a folder's *.safetensors files, by name.
-
-    None where there are none: a hub's name, or weights in another format. Reads every byte of
-    the weights.
-    """
-    files = sorted(Path(folder).glob("*.safetensors"))
-    if not files:
-        return None
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK_BYTES):
-                digest.update(block)
-    return digest.hexdigest()

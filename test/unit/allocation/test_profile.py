@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from sglang_dynasor.allocation.profile import CalibrationProfile, checkpoint_hash
+from sglang_dynasor.allocation.chain_profile import ChainProfile
+from sglang_dynasor.allocation.profile import CalibrationProfile
+from sglang_dynasor.allocation.profile_file import checkpoint_hash
 from sglang_dynasor.config import CONFIG_VARIABLE
 from sglang_dynasor.handshake import warn_of_profile_mismatch
 
@@ -115,15 +117,22 @@ def test_the_checkpoint_hash_is_of_names_sizes_and_contents_in_order(tmp_path: P
     assert checkpoint_hash(tmp_path) == expected
 
 
+@pytest.mark.parametrize("kind", ["profile", "chain_profile"])
 @pytest.mark.parametrize(("model", "told"), [("org/tiny", 0), ("org/other", 1)])
 def test_a_start_with_another_model_is_warned_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, told: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, model: str, told: int
 ) -> None:
     path = tmp_path / "profile.json"
-    profile().write(path)
-    monkeypatch.setenv(CONFIG_VARIABLE, json.dumps({"profile": str(path)}))
+    made = profile() if kind == "profile" else chain_profile()
+    made.write(path)
+    monkeypatch.setenv(CONFIG_VARIABLE, json.dumps({kind: str(path)}))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         warn_of_profile_mismatch(model)
     assert len(caught) == told
     assert all("'org/tiny', not for 'org/other'" in str(item.message) for item in caught)
+
+
+def chain_profile() -> ChainProfile:
+    created = date(2026, 1, 1)
+    return ChainProfile(model="org/tiny", confidence=0.9, problems=90, created=created, levels={})

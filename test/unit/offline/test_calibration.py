@@ -13,7 +13,8 @@ import pytest
 from scipy import stats
 
 from sglang_dynasor import cli
-from sglang_dynasor.allocation.profile import CalibrationProfile, checkpoint_hash
+from sglang_dynasor.allocation.profile import CalibrationProfile
+from sglang_dynasor.allocation.profile_file import checkpoint_hash
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.models import default_model_path
 from sglang_dynasor.offline.calibration import (

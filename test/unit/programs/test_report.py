@@ -71,6 +71,7 @@ def test_tokens_add_up() -> None:
         "probe": 0,
         "idle": 0,
         "total": 76,
+        "reward": 0,
         "sequential": 35,
     }
 
@@ -97,6 +98,7 @@ def test_tokens_of_branches_that_only_an_idle_machine_ran_are_listed_apart() -> 
         "probe": 0,
         "idle": 8,
         "total": 46,
+        "reward": 0,
         "sequential": 12,
     }
 

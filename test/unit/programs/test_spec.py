@@ -59,7 +59,7 @@ WRONG_TYPES: dict[str, list[Any]] = {
 }
 OUT_OF_RANGE: dict[str, list[Any]] = {
     "program_id": ["", "a" * 65, "a b", "a/b", "a::b", "ä", "a\n"],
-    "algorithm": ["", "Self_Consistency", "mcts", "tot"],
+    "algorithm": ["", "Self_Consistency", "MCTS", "tot"],
     "mode": ["", "ON", "observe"],
     "max_branches": [0, -1, 513, 10**30],
     "min_branches": [0, -1, 513],
@@ -102,6 +102,38 @@ OUT_OF_RANGE_OF_A_CHAIN: dict[str, list[Any]] = {
     "probe_text_end": ["x" * 201],
     "on_exit": ["", "stop"],
     "max_thinking_tokens": [0, -1, 2**31 + 1],
+}
+# By algorithm: fields that only searches have.
+WRONG_TYPES_OF_A_SEARCH: dict[str, dict[str, list[Any]]] = {
+    "rebase": {
+        "width": ["4", 4.5, True],
+        "step_tokens": ["4", 4.5, True],
+        "step_stop": [1, True, [";"]],
+        "depth": ["4", 4.5, True],
+        "temperature": ["0.2", True],
+        "reward_threshold": ["0.5", True],
+        "operating_point": [1, True],
+        "vote": [1, True, ["best"]],
+    },
+    "beam": {"expansion": ["4", 4.5, True]},
+    "mcts": {"iterations": ["4", 4.5, True], "exploration": ["1", True]},
+}
+OUT_OF_RANGE_OF_A_SEARCH: dict[str, dict[str, list[Any]]] = {
+    "rebase": {
+        "width": [0, -1, 513],
+        "step_tokens": [0, -1, 2**31 + 1],
+        "step_stop": ["", "x" * 65],
+        "depth": [0, 513],
+        "temperature": [0.0, -1.0, 101.0, float("nan")],
+        "reward_threshold": [-0.1, 1.1, float("nan")],
+        "operating_point": ["", "asdiv", "x" * 33],
+        "vote": ["", "filtered"],
+        "min_branches": [0, 513],
+        "grants": ["", "4,,3", "0"],
+    },
+    "beam": {"expansion": [0, 513]},
+    "mcts": {"iterations": [0, 513], "exploration": [0.0, -1.0, float("inf")]},
+    "best_of_n": {"max_branches": [0, 513]},
 }
 CONTRADICTIONS = [
     ("pace", {**RUN, "pace": 2.0, "draw": "rounds"}),
@@ -163,10 +195,30 @@ def refused(fields: object) -> tuple[str, str | None]:
 
 
 def test_the_tables_of_bad_values_cover_every_field() -> None:
-    assert set(WRONG_TYPES) | set(WRONG_TYPES_OF_A_CHAIN) == set(known_fields())
+    types = {*WRONG_TYPES, *WRONG_TYPES_OF_A_CHAIN, *fields_of(WRONG_TYPES_OF_A_SEARCH)}
+    assert types == set(known_fields())
     any_value = {"answer_pattern", "stop_loops", "token_certainty"}
-    checked = set(OUT_OF_RANGE) | set(OUT_OF_RANGE_OF_A_CHAIN)
-    assert checked | any_value == set(known_fields())
+    ranges = {*OUT_OF_RANGE, *OUT_OF_RANGE_OF_A_CHAIN, *fields_of(OUT_OF_RANGE_OF_A_SEARCH)}
+    assert ranges | any_value == set(known_fields())
+
+
+def fields_of(table: dict[str, dict[str, list[Any]]]) -> set[str]:
+    return {field for fields in table.values() for field in fields}
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "field", "value"),
+    [
+        pytest.param(algorithm, field, value, id=f"{algorithm}.{field}={str(value)[:12]!r}")
+        for table in (WRONG_TYPES_OF_A_SEARCH, OUT_OF_RANGE_OF_A_SEARCH)
+        for algorithm, fields in table.items()
+        for field, values in fields.items()
+        for value in values
+    ],
+)
+def test_a_searchs_field_is_refused_naming_it(algorithm: str, field: str, value: Any) -> None:
+    message, param = refused({"algorithm": algorithm, field: value})
+    assert message.startswith(f"dynasor.{field}") and param == f"dynasor.{field}"
 
 
 @pytest.mark.parametrize(
@@ -218,7 +270,8 @@ def test_an_unknown_field_is_refused_with_the_nearest_known_ones(
 
 def test_a_field_of_another_algorithm_is_refused_naming_those_that_know_it() -> None:
     message, param = refused({"rule": "beta"})
-    assert message == "dynasor.rule: needs an algorithm that knows it: self_consistency, not none"
+    knowing = "self_consistency, best_of_n, rebase, mcts, beam, dvts"
+    assert message == f"dynasor.rule: needs an algorithm that knows it: {knowing}, not none"
     assert param == "dynasor.rule"
 
 

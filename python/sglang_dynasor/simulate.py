@@ -1,0 +1,226 @@
+"""`sglang-dynasor simulate`: a workload on hardware that is not here, by the real scheduler."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gzip
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from sglang_dynasor.config import DynasorConfig
+from sglang_dynasor.models import resolve_model
+from sglang_dynasor.programs import Program, ProgramResult, ProgramSpec
+
+DEFAULT_FIELDS = '{"algorithm": "self_consistency"}'
+LABEL = "virtual: real scheduler, predicted steps"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadProgram:
+    """A program that arrives at `arrival_s`; its branch i generates sample i."""
+
+    id: str
+    arrival_s: float
+    prompt_tokens: int
+    gold: str
+    samples: Sequence[tuple[int, str]]  # tokens, answer
+
+
+def add_parser(commands: Any) -> None:
+    """Add the subcommand to what `ArgumentParser.add_subparsers` returned."""
+    parser = commands.add_parser("simulate", help="serve a workload on predicted hardware")
+    parser.add_argument(
+        "--workload",
+        type=Path,
+        required=True,
+        help="JSON lines: id, arrival_s, prompt_tokens, gold, samples [{n_tokens, answer}]",
+    )
+    steps = parser.add_mutually_exclusive_group(required=True)
+    steps.add_argument("--hardware", help="such as a100_sxm; needs aiconfigurator-core")
+    steps.add_argument("--step-times", type=Path, help="CSV of benchmark/step_times.py")
+    parser.add_argument(
+        "--model", default="meta-llama/Meta-Llama-3.1-8B", help="modelled; with --hardware"
+    )
+    parser.add_argument("--tp", type=int, default=1, help="with --hardware")
+    parser.add_argument(
+        "--extra-ms", type=float, default=0.0, help="on each step, as real ones have"
+    )
+    parser.add_argument("--kv-tokens", type=int, default=200_000, help="of the modelled device")
+    parser.add_argument("--max-running", type=int, default=256, help="requests side by side")
+    parser.add_argument(
+        "--fields", default='{"algorithm": "self_consistency"}', help="of `dynasor`"
+    )
+    parser.add_argument("--settings", default="{}", help="of the server, as JSON")
+    parser.add_argument("--out", type=Path, help="JSON lines, one per program")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Simulate; the last line of stdout is one JSON object. Raises ValueError for bad input."""
+    workload = read_workload(options.workload)
+    fields, settings = _object(options, "fields"), _object(options, "settings")
+    config = DynasorConfig.parse(settings)
+    ProgramSpec.parse(fields).resolve(config)
+    step_times = _step_times(options)
+    console = Console(stderr=True)
+    console.print(f"{len(workload)} programs on {options.hardware or options.step_times}")
+    with simulated_engine(
+        workload,
+        step_times,
+        kv_tokens=options.kv_tokens,
+        max_running=options.max_running,
+        settings=settings,
+    ) as engine:
+        rows = simulate(engine, workload, fields)
+        steps = len(engine.world.steps)
+    if options.out is not None:
+        options.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    print(json.dumps(summary(rows) | {"steps": steps, "label": LABEL}))
+    return 0
+
+
+def read_workload(path: Path) -> list[WorkloadProgram]:
+    """Read a workload. Raises ValueError naming file, line and what is wrong."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8") as file:
+        lines = [line for line in file if line.strip()]
+    workload = [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+    if not workload:
+        raise ValueError(f"{path}: has no programs")
+    return workload
+
+
+def _parse(line: str, place: str) -> WorkloadProgram:
+    try:
+        given = json.loads(line)
+        program = WorkloadProgram(
+            id=str(given["id"]),
+            arrival_s=float(given["arrival_s"]),
+            prompt_tokens=int(given["prompt_tokens"]),
+            gold=str(given["gold"]),
+            samples=[(int(s["n_tokens"]), str(s["answer"])) for s in given["samples"]],
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{place}: {type(error).__name__}: {error}") from None
+    positive = [program.prompt_tokens, *(n_tokens for n_tokens, _ in program.samples)]
+    if min(positive) < 1 or not program.samples or not 0 <= program.arrival_s < math.inf:
+        raise ValueError(f"{place}: needs samples, counts of at least 1 and arrival_s from 0 on")
+    return program
+
+
+def simulated_engine(
+    workload: Sequence[WorkloadProgram],
+    step_times: Any,
+    *,
+    kv_tokens: int,
+    max_running: int,
+    settings: dict[str, Any],
+) -> Any:
+    """A virtual engine that generates what the workload says; a context manager."""
+    from contextlib import closing
+
+    from sglang_dynasor.platforms.virtual_clock.engine import VirtualEngine
+    from sglang_dynasor.platforms.virtual_clock.script import RecordedScript, Sample
+
+    script = RecordedScript(
+        {
+            program.id: [Sample(n, f"\\boxed{{{answer}}}") for n, answer in program.samples]
+            for program in workload
+        }
+    )
+    engine = VirtualEngine(
+        step_times=step_times,
+        script=script,
+        model_path=str(resolve_model("tiny_reasoner")),
+        max_total_tokens=kv_tokens,
+        max_running_requests=max_running,
+        # Algebra is a matter of real time; the answers here are scripted.
+        dynasor={"equality_time_limit_ms": 0, **settings},
+    )
+    engine.close = engine.shutdown
+    return closing(engine)
+
+
+def simulate(
+    engine: Any, workload: Sequence[WorkloadProgram], fields: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Serve the workload at its arrival times; one row per program, in order."""
+
+    async def serve(program: WorkloadProgram) -> dict[str, Any]:
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(program.arrival_s - loop.time())
+        # Its own first token: no two programs share a prefix.
+        prompt = [3 + hash_of(program.id) % 16] * program.prompt_tokens
+        longest = max(n_tokens for n_tokens, _ in program.samples)
+        result: ProgramResult = await engine.async_run(
+            Program(
+                input_ids=prompt,
+                sampling_params={"temperature": 1.0, "max_new_tokens": longest + 16},
+                dynasor={**fields, "program_id": program.id},
+            )
+        )
+        return {
+            "id": program.id,
+            "arrival_s": program.arrival_s,
+            "latency_s": round(loop.time() - program.arrival_s, 6),
+            "answer": result.answer,
+            "is_right": result.answer == program.gold,
+            "stop_reason": result.stop_reason,
+            "tokens": result.completion_tokens,
+            "branches": result.report["branches"]["finished"],
+        }
+
+    async def serve_all() -> list[dict[str, Any]]:
+        return list(await asyncio.gather(*map(serve, workload)))
+
+    rows: list[dict[str, Any]] = engine.loop.run_until_complete(serve_all())
+    return rows
+
+
+def hash_of(text: str) -> int:
+    """The same number for the same text, in every process."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means, percentiles, and a digest that two equal runs share."""
+    latencies = sorted(row["latency_s"] for row in rows)
+    count = len(rows)
+    return {
+        "programs": count,
+        "mean_latency_s": round(sum(latencies) / count, 4),
+        "p90_latency_s": latencies[math.ceil(0.9 * count) - 1],
+        "p99_latency_s": latencies[math.ceil(0.99 * count) - 1],
+        "accuracy": round(sum(row["is_right"] for row in rows) / count, 4),
+        "tokens": round(sum(row["tokens"] for row in rows) / count, 2),
+        "digest": hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16],
+    }
+
+
+def _object(options: argparse.Namespace, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(getattr(options, name))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--{name}: not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"--{name}: must be an object")
+    return value
+
+
+def _step_times(options: argparse.Namespace) -> Any:
+    from sglang_dynasor.platforms.virtual_clock.step_times import (
+        AIConfiguratorStepTimes,
+        MeasuredStepTimes,
+    )
+
+    if options.step_times is not None:
+        return MeasuredStepTimes.read(options.step_times)
+    return AIConfiguratorStepTimes(options.model, options.hardware, options.tp, options.extra_ms)
