@@ -49,12 +49,13 @@ class Judged:
 def judge(prompt: str, solution: str) -> Judged:
     """Label each token of a sampled solution, up to the end of its box."""
     box = solution.find("}") + 1
-    solution = solution[:box] if box else solution
-    right = arithmetic.plain_solution(prompt)
+    ids = encode(solution[:box] if box else solution)
+    right = encode(arithmetic.plain_solution(prompt))
     before = encode(generation_prompt(prompt, False))
-    labels = [float(solution[: end + 1] == right[: end + 1]) for end in range(len(solution))]
-    ends = [len(before) + at for at, character in enumerate(solution) if character in STEP_ENDS]
-    return Judged(before + encode(solution), [IGNORED] * len(before) + labels, ends)
+    labels = [float(ids[: end + 1] == right[: end + 1]) for end in range(len(ids))]
+    step_ends = {encode(character)[0] for character in STEP_ENDS}
+    ends = [len(before) + at for at, token in enumerate(ids) if token in step_ends]
+    return Judged(before + ids, [IGNORED] * len(before) + labels, ends)
 
 
 @torch.no_grad()
@@ -205,8 +206,8 @@ def main() -> None:
     """Parse the command line, train, export, and measure on held-out problems."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of the exported model")
-    parser.add_argument("--samples", type=int, default=40_000)
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=16_000)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)

@@ -28,10 +28,13 @@ from sglang_dynasor.demo import (
     started_engine,
 )
 from sglang_dynasor.models import recommended_temperature, resolve_model
-from sglang_dynasor.programs import Program, ProgramResult, ProgramSpec
+from sglang_dynasor.programs import ALGORITHMS, Program, ProgramResult, ProgramSpec
+from sglang_dynasor.programs.search_params import SearchParams
 
 TABLE_ROWS = 20
 DEFAULT_PROBLEMS = 60
+# A probe that finds no place is dropped: recorded chains leave room for theirs.
+PROBED_IN_FLIGHT = 8
 _CERTAINTY_FIELDS = ("mean", "tail", "lowest_group", "entropy", "self_certainty", "logprob")
 
 
@@ -67,9 +70,32 @@ def add_parser(commands: Any) -> None:
         help="record what each branch would have answered each so many tokens, too",
     )
     parser.add_argument(
+        "--fields",
+        type=json_object,
+        default={},
+        help="further fields of `dynasor` as JSON; of a search `--record` writes its trees",
+    )
+    parser.add_argument(
+        "--reward-model-path",
+        dest="dynasor_reward_model_path",
+        default=argparse.SUPPRESS,
+        help="of a search: a folder, or tiny_reward",
+    )
+    parser.add_argument(
         "--thinking", action="store_true", help="have the chat template open a thought"
     )
     parser.set_defaults(run=run)
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """The value of a flag. Raises ArgumentTypeError for anything but an object."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"must be an object, not {text!r}")
+    return value
 
 
 def run(options: argparse.Namespace) -> int:
@@ -93,7 +119,13 @@ def run(options: argparse.Namespace) -> int:
     console = Console(stderr=True)
     console.print(f"starting the engine on {model} (30 to 85 seconds on a small CPU)")
     with started_engine(model, options.seed, dynasor) as engine:
-        results = run_programs(engine, problems, programs, recording=bool(options.record))
+        results = run_programs(
+            engine,
+            problems,
+            programs,
+            recording=bool(options.record),
+            branches_in_flight=PROBED_IN_FLIGHT if options.probe_interval else None,
+        )
     console.print(_table(problems, results))
     summary = _summary(problems, results)
     if options.record:
@@ -130,10 +162,15 @@ def _check_programs(
 
 
 def run_programs(
-    engine: Any, problems: list[Problem], programs: list[Program], *, recording: bool
+    engine: Any,
+    problems: list[Problem],
+    programs: list[Program],
+    *,
+    recording: bool,
+    branches_in_flight: int | None = None,
 ) -> list[ProgramResult]:
     """One result per problem. Raises ValueError where one is refused or loses a branch."""
-    results = engine.run_batch(programs, progress=True)
+    results = engine.run_batch(programs, progress=True, branches_in_flight=branches_in_flight)
     for problem, result in zip(problems, results, strict=True):
         if result.error:
             raise ValueError(f"problem {problem.id}: {result.error}")
@@ -152,6 +189,7 @@ def _program(problem: Problem, options: argparse.Namespace) -> Program:
         fields["max_branches"] = options.max_branches
     if options.probe_interval is not None:
         fields["probe_interval"] = options.probe_interval
+    fields |= options.fields
     program = program_of(problem, options, options.temperature, fields)
     if not options.thinking:
         return program
@@ -182,6 +220,11 @@ def write_trace(
 
 
 def _trace_line(problem: Problem, result: ProgramResult, model: str, texts: bool) -> dict[str, Any]:
+    question = problem.messages[-1]["content"] if problem.messages else problem.prompt
+    described = {"id": problem.id, "problem": question, "gold": problem.gold, "model": model}
+    if issubclass(ALGORITHMS[result.report["algorithm"]].params, SearchParams):
+        nodes = [_node(problem, branch, texts) for branch in result.report["branch_details"]]
+        return {**described, "algorithm": result.report["algorithm"], "nodes": nodes}
     samples = []
     for branch in result.report["branch_details"]:
         sample = {
@@ -196,14 +239,21 @@ def _trace_line(problem: Problem, result: ProgramResult, model: str, texts: bool
         }
         sample |= {"text": branch["text"]} if texts else {}
         samples.append(sample | ({"probes": branch["probes"]} if "probes" in branch else {}))
-    question = problem.messages[-1]["content"] if problem.messages else problem.prompt
-    return {
-        "id": problem.id,
-        "problem": question,
-        "gold": problem.gold,
-        "model": model,
-        "samples": samples,
+    return {**described, "samples": samples}
+
+
+def _node(problem: Problem, branch: dict[str, Any], texts: bool) -> dict[str, Any]:
+    """A node of a tree; one whose path has ended has an answer."""
+    answer = branch["answer"]
+    node = {
+        "node": str(branch["branch"]),
+        "parent": branch.get("parent"),
+        "n_tokens": branch["tokens"],
+        "reward": branch.get("reward"),
     }
+    if answer is not None:
+        node |= {"answer": answer, "correct": is_right(problem, answer)}
+    return node | ({"text": branch["text"]} if texts else {})
 
 
 def _table(problems: Sequence[Problem], results: Sequence[ProgramResult]) -> Table:

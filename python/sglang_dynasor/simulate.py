@@ -18,8 +18,8 @@ from rich.console import Console
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.models import resolve_model
 from sglang_dynasor.programs import Program, ProgramResult, ProgramSpec
+from sglang_dynasor.run import json_object
 
-DEFAULT_FIELDS = '{"algorithm": "self_consistency"}'
 LABEL = "virtual: real scheduler, predicted steps"
 
 
@@ -56,9 +56,12 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--kv-tokens", type=int, default=200_000, help="of the modelled device")
     parser.add_argument("--max-running", type=int, default=256, help="requests side by side")
     parser.add_argument(
-        "--fields", default='{"algorithm": "self_consistency"}', help="of `dynasor`"
+        "--fields",
+        type=json_object,
+        default={"algorithm": "self_consistency"},
+        help="of `dynasor`, as JSON",
     )
-    parser.add_argument("--settings", default="{}", help="of the server, as JSON")
+    parser.add_argument("--settings", type=json_object, default={}, help="of the server, as JSON")
     parser.add_argument("--out", type=Path, help="JSON lines, one per program")
     parser.set_defaults(run=run)
 
@@ -66,7 +69,7 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Simulate; the last line of stdout is one JSON object. Raises ValueError for bad input."""
     workload = read_workload(options.workload)
-    fields, settings = _object(options, "fields"), _object(options, "settings")
+    fields, settings = options.fields, options.settings
     config = DynasorConfig.parse(settings)
     ProgramSpec.parse(fields).resolve(config)
     step_times = _step_times(options)
@@ -203,16 +206,6 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "tokens": round(sum(row["tokens"] for row in rows) / count, 2),
         "digest": hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16],
     }
-
-
-def _object(options: argparse.Namespace, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads(getattr(options, name))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"--{name}: not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"--{name}: must be an object")
-    return value
 
 
 def _step_times(options: argparse.Namespace) -> Any:

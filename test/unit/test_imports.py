@@ -41,10 +41,10 @@ RANKS = {
     "calibrate": 10,
     "chat": 10,
     "demo": 10,
-    "simulate": 11,
+    "simulate": 12,
     "run": 11,  # starts the engine and reads the problems as the demo does
-    "cli": 12,
-    "": 13,  # the package itself re-exports
+    "cli": 13,
+    "": 14,  # the package itself re-exports
 }
 # Imports upwards inside a function, on purpose: the plugin and the classes upstream asks us for.
 LAZY_UPWARD = {("plugin", "managers"), ("managers", "serving")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import json
 from contextlib import nullcontext
@@ -13,9 +14,12 @@ import pytest
 
 from sglang_dynasor import cli, run
 from sglang_dynasor.certaindex import canonical_key
+from sglang_dynasor.demo import Problem
 from sglang_dynasor.models import default_model_path, recommended_temperature
 from sglang_dynasor.offline.traces import TraceSample, read_traces
+from sglang_dynasor.offline.trees import read_trees
 from sglang_dynasor.programs import Program, ProgramResult
+from sglang_dynasor.run import json_object, write_trace
 
 COMMITTED = Path(__file__).parents[1] / "data" / "tiny_reasoner_300x40.jsonl.gz"
 CERTAINTY = {"tokens": 7, "mean": 3.14159265, "tail": 3.0, "lowest_group": 2.5, "logprob": None}
@@ -30,7 +34,9 @@ class FakeEngine:
         self._stop_reason = stop_reason
         self._error = error
 
-    def run_batch(self, programs: list[Program], *, progress: bool) -> list[ProgramResult]:
+    def run_batch(
+        self, programs: list[Program], *, progress: bool, branches_in_flight: int | None
+    ) -> list[ProgramResult]:
         self.programs = programs
         return [self._result(position) for position in range(len(programs))]
 
@@ -39,6 +45,7 @@ class FakeEngine:
             return ProgramResult("", {}, error=self._error)
         report = {
             "answer": "7",
+            "algorithm": "self_consistency",
             "stop_reason": self._stop_reason,
             "branches": {"started": 3},
             "tokens": {"prompt": 4, "total": 34},
@@ -247,3 +254,24 @@ def test_the_committed_trace_holds_300_problems_of_40_samples_with_labels_that_a
         gold = canonical_key(problem.gold)
         for sample in problem.samples:
             assert sample.correct == (canonical_key(sample.answer) == gold)
+
+
+def test_a_search_is_recorded_as_a_tree(tmp_path: Path) -> None:
+    branches = [
+        {"branch": 0, "answer": None, "tokens": 9, "text": "", "reward": 0.8},
+        {"branch": 1, "answer": "7", "tokens": 5, "text": "", "reward": 0.9, "parent": "0"},
+    ]
+    result = ProgramResult("", {"algorithm": "rebase", "branch_details": branches})
+    problem = Problem("p", None, "3+4", "7", "2")
+    path = tmp_path / "trees.jsonl.gz"
+    write_trace(path, [problem], [result], "tiny", {"k": 20}, texts=False)
+    (tree,) = read_trees(path)
+    assert [node.parent for node in tree.nodes] == [None, "0"]
+    assert [node.answer for node in tree.nodes] == [None, "7"]
+    assert tree.nodes[1].correct
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "7"])
+def test_fields_that_are_no_object_are_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError):
+        json_object(text)

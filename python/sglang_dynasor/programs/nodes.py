@@ -87,6 +87,8 @@ class Nodes:
         self._probes: set[asyncio.Task[None]] = set()  # those that are read
         self._scoring: set[asyncio.Task[None]] = set()
         self._reward_tokens = 0
+        self._parents: dict[str, str] = {}
+        self._rewards: dict[str, float] = {}
         client.on_draw(self._draw)
         client.on_probe(self._take_probe)
 
@@ -190,6 +192,7 @@ class Nodes:
     def _launch(self, start: Start) -> None:
         if start.parent is not None:
             self._continued.add(start.parent)
+            self._parents[start.node] = start.parent
         self._waited_at[start.node] = self._waited
         task = asyncio.ensure_future(self._generate(start))
         task.add_done_callback(lambda _: self._news.set())
@@ -316,6 +319,8 @@ class Nodes:
             self._refused = False
             self._finished[event.node] = event
             self._waited = max(self._waited, self._waited_at[event.node] + event.n_tokens)
+        elif isinstance(event, Scored) and event.reward is not None:
+            self._rewards[event.node] = event.reward
 
     async def end(self) -> None:
         """End the nodes that still run, and those that ended too late to be counted."""
@@ -361,4 +366,6 @@ class Nodes:
             probe_tokens=self._probe_tokens,
             reward_tokens=self._reward_tokens,
             continued=frozenset(self._continued),
+            parents=self._parents,
+            rewards=self._rewards,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sglang_dynasor.programs.client import Generated
@@ -21,7 +22,7 @@ class ProgramRun:
     cancelled count where they were waited for in vain, up to the deadline. `inactive` says which
     answers could not be compared, or "". `probe_tokens` are what probes generated, `reward_tokens`
     what the reward model has read; `continued` nodes are the parents of others, so that no path
-    ends with them.
+    ends with them. `parents` and `rewards` are those of the nodes that have one.
     """
 
     outcome: Outcome
@@ -36,3 +37,5 @@ class ProgramRun:
     probe_tokens: int = 0
     reward_tokens: int = 0
     continued: frozenset[str] = frozenset()
+    parents: Mapping[str, str] = field(default_factory=dict)
+    rewards: Mapping[str, float] = field(default_factory=dict)

@@ -152,6 +152,8 @@ def _describe_branches(run: ProgramRun) -> list[dict[str, Any]]:
             "branch": int(node) if node.isdecimal() else node,
             "answer": run.outcome.answers.get(node),
             **described,
+            **({"parent": run.parents[node]} if node in run.parents else {}),
+            **({"reward": round(run.rewards[node], 6)} if node in run.rewards else {}),
             **({"probes": list(map(_describe_probe, probes[node]))} if node in probes else {}),
         }
         for node, described in details
