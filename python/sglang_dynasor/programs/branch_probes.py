@@ -32,10 +32,14 @@ class BranchProbes:
         self._plan = plan
         self._rule = rule
         self._latest: dict[int, str] = {}  # group of the answer
+        self._latest_at: dict[int, int] = {}  # its place: a box of its own may overtake a probe
         self._watched: set[int] = set()
 
     def take(self, event: Probed) -> None:
         branch = int(event.node)
+        if event.at < self._latest_at.get(branch, 0):
+            return
+        self._latest_at[branch] = event.at
         if event.counts:
             self._latest[branch] = event.group
         else:
@@ -44,6 +48,7 @@ class BranchProbes:
     def ended(self, branch: int) -> None:
         """A branch has finished or failed, or has to start anew."""
         self._latest.pop(branch, None)
+        self._latest_at.pop(branch, None)
         self._watched.discard(branch)
 
     def forget(self) -> None:

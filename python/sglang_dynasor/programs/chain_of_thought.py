@@ -103,6 +103,8 @@ class ChainOfThought:
         rule = self._settings.rule
         assert rule is not None
         at = self._before + event.at
+        if self._probes and at <= self._probes[-1].at:
+            return ()  # a box of the chain's own has overtaken it
         self._probes.append(ProbeAnswer(at, event.group, event.counts, event.confidence))
         self._probe_names.append(f"{event.node}@{event.at}")
         self._answer_of.setdefault(event.group, event.answer)

@@ -110,8 +110,9 @@ class SelfConsistency:
         if isinstance(event, Probed):
             if self._settings.shadow:
                 self._recorded.setdefault(event.node, []).append(event)
-            if self._probes is not None:
-                self._probes.take(event)
+            if self._probes is None or int(event.node) in self._ended:
+                return None  # one that has ended votes, and confirms nothing besides
+            self._probes.take(event)
             return self._certain_with_running()
         self._cap.spend(event.n_tokens)
         self._end(int(event.node))
@@ -261,7 +262,10 @@ class SelfConsistency:
             rounds=self._rounds,
             shadow=self._would_have_stopped() if shadow else None,
             inactive=self._inactive(),
-            probes=self._recorded,
+            probes={
+                node: sorted({probe.at: probe for probe in probes}.values(), key=lambda p: p.at)
+                for node, probes in self._recorded.items()
+            },
         )
 
     def _would_have_stopped(self) -> ShadowOutcome:

@@ -316,3 +316,10 @@ def test_a_live_chain_is_probed_cut_and_answers() -> None:
         "failed": 0,
     }
     assert report["tokens"]["probe"] == 6
+
+
+def test_a_probe_that_the_chains_own_answer_has_overtaken_counts_for_nothing() -> None:
+    program = begun(window=2)
+    assert not program.on([Probed("0", 30, "7", "7")])
+    assert not program.on([Probed("0", 20, "7", "7")])
+    assert program.on([Probed("0", 40, "7", "7")]) == [Cancel(("0",), keep_kv=True)]

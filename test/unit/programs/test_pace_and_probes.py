@@ -244,3 +244,34 @@ def test_replayed_probes_come_in_order_no_nearer_than_asked_and_all_are_counted(
     assert all(gap >= every for gap in gaps)
     assert result.probe_tokens == 20 * len(program.seen)
     assert result.tokens == result.steps + result.probe_tokens
+
+
+def test_a_probe_that_comes_after_its_branch_has_ended_confirms_nothing() -> None:
+    """It was forked before: its branch votes already, and would count twice."""
+    program = program_of(max_branches=32, probe_interval=64, pace=9.0)
+    fed(program, "1122121212")
+    program.on([finished("10", "1")])
+    program.on([finished("11", "1")])
+    for branch in range(12):
+        assert not program.on([Probed(str(branch), 64, "1", "1")])
+
+
+def test_a_probe_that_was_overtaken_by_a_later_answer_changes_nothing() -> None:
+    program = program_of(max_branches=32, probe_interval=64, pace=9.0)
+    fed(program, "1122121212")
+    program.on([finished("10", "1")])
+    program.on([finished("11", "1")])
+    for branch in range(12, 32):
+        assert not program.on([Probed(str(branch), 70, "2", "2")])
+        assert not program.on([Probed(str(branch), 64, "1", "1")])
+
+
+def test_what_is_recorded_of_a_branch_is_in_order_each_place_once() -> None:
+    program = program_of(max_branches=4, probe_interval=16, mode="shadow")
+    program.start()
+    for at, answer in ((16, "1"), (113, "7"), (108, "2"), (113, "7")):
+        program.on([Probed("0", at, answer, answer)])
+    outcome: Any = None
+    for branch in range(4):
+        outcome = program.on([finished(str(branch), "7")])
+    assert [probe.at for probe in outcome.probes["0"]] == [16, 108, 113]
