@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmark"))  # the scripts there import each other by bare names
 
 TRACES = "test/data/tiny_reasoner_300x40.jsonl.gz"
+CHAINS = "test/data/tiny_reasoner_think_200x8.jsonl.gz"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,9 @@ BENCHMARKS = (
     Benchmark("overhead", 25, "benchmark/overhead.py"),
     Benchmark("overhead_http", 10, "benchmark/overhead.py --http"),
     Benchmark("replay", 6, f"benchmark/replay.py --traces {TRACES} --seeds 200", "replayed"),
+    Benchmark("chains_replay", 2, f"benchmark/replay.py --traces {CHAINS} --seeds 100", "replayed"),
+    Benchmark("token_deprivation", 25, "benchmark/token_deprivation.py --problems 1000"),
+    Benchmark("search", 90, "benchmark/search.py --problems 1000"),
     Benchmark(
         "certainty",
         1,
@@ -55,6 +59,12 @@ BENCHMARKS = (
         "serving",
         67,
         f"{SERVING} --arrival-seeds 5 --programs 67 --overload-programs 150 --skip-rate-gain",
+    ),
+    Benchmark(
+        "serving_default",
+        20,
+        f"{SERVING} --full '{{}}' --systems lpm_fixed,client_side,full --loads 0.25,0.5,0.9,1.2 "
+        "--arrival-seeds 2 --programs 67 --overload-programs 150 --skip-rate-gain",
     ),
     Benchmark("serving_rate", 33, f"{SERVING} --systems client_side,gang_sjf_fixed,full"),
 )
