@@ -379,8 +379,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
-# Names that users of the released code asked for.
+# Names that users of the released code asked for, and short ones.
 _FLAG_ALIASES = {
+    "reward_model_path": ("--reward-model-path",),
+    "reward_url": ("--reward-url",),
+    "reward_verifier": ("--reward-verifier",),
     "probe_interval": ("--adaptive-compute-token-interval",),
     "window": ("--adaptive-compute-window",),
 }
