@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -44,7 +44,9 @@ def judged() -> Iterator[DynasorEngine]:
     engine.shutdown()
 
 
-def searches(algorithm: str, **fields: Any) -> list[Program]:
+def searches(
+    algorithm: str, problems: Iterable[str] = tuple(PROBLEMS), **fields: Any
+) -> list[Program]:
     fields = {"algorithm": algorithm, **fields}
     if algorithm in STEPPED:
         fields["step_stop"] = ";"
@@ -54,7 +56,7 @@ def searches(algorithm: str, **fields: Any) -> list[Program]:
             sampling_params={"temperature": 1.0, "max_new_tokens": 128, "sampling_seed": seed},
             dynasor=fields,
         )
-        for seed, problem in enumerate(PROBLEMS)
+        for seed, problem in enumerate(problems)
     ]
 
 
@@ -109,13 +111,10 @@ def test_a_reward_engine_that_dies_leaves_searches_that_vote(judged: DynasorEngi
     assert reward_engines
     for child in reward_engines:
         os.kill(child.pid, signal.SIGKILL)
-    for algorithm in ("best_of_n", "rebase", "mcts"):
-        seeds = {"grants": "4"}  # unseen paths, so that none is remembered
-        results = judged.run_batch(
-            searches(algorithm, width=8, **seeds)
-            if algorithm == "rebase"
-            else searches(algorithm, **seeds)
-        )
-        answered(results)
-        assert any("the reward model" in str(r.report["inactive"].get("reward")) for r in results)
+    for start, algorithm in enumerate(("best_of_n", "rebase", "mcts")):
+        unseen = [f"{61 + start}+{20 + index}+{77 - index}" for index in range(4)]
+        results = judged.run_batch(searches(algorithm, unseen))
+        assert all(answered(results))
+        reasons = [result.report["inactive"].get("reward", "") for result in results]
+        assert all(reason.startswith("the reward model: ") for reason in reasons)
     settled_pool(judged, POOL_TOKENS)
