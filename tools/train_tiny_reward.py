@@ -240,7 +240,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the exported model")
     parser.add_argument("--samples", type=int, default=4_000)
     parser.add_argument("--steps", type=int, default=2400)
-    parser.add_argument("--batch", type=int, default=96)
+    parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--held-out", type=int, default=1000, help="problems to measure on")

@@ -86,6 +86,7 @@ class Node:
     rid: str
     result: asyncio.Future[Generated]
     on_sent: Callable[[Node], None]
+    stop: str = ""  # the text that ends it as a step
     sent: bool = False
     task: asyncio.Task[Generated] | None = None
 
@@ -143,7 +144,7 @@ class EngineNodes:
         if request is None:
             return Generated(self.paths.end_without_room(start), 0, "length")
         future: asyncio.Future[Generated] = asyncio.get_running_loop().create_future()
-        node = Node(start.node, request.rid, future, self._tell_watch)
+        node = Node(start.node, request.rid, future, self._tell_watch, start.stop)
         self._live[node.rid] = self._engine.unsent_nodes[node.rid] = node
         node.task = asyncio.ensure_future(self._run(node, request))
         node.task.add_done_callback(partial(self._settle, node))
@@ -290,9 +291,12 @@ class EngineNodes:
             raise NodeError(message, status_code=503)
         if stop_reason == "cut" and self.paths.ends_by_itself(output):
             stop_reason = "completed"
+        matched = meta["finish_reason"].get("matched")
+        if node.stop and isinstance(matched, str) and matched != node.stop:
+            # A stop of the client's own, which upstream was not to trim.
+            output = {**output, "text": output["text"].rpartition(matched)[0]}
         self.paths.outputs[node.name] = output
         summary = meta.get(SUMMARY)
-        matched = meta["finish_reason"].get("matched")
         return Generated(
             text=self.paths.text(node.name, output.get("text")),
             n_tokens=meta.get("completion_tokens", 0),

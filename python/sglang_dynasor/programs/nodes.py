@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from sglang_dynasor.allocation.demand import Demand
 from sglang_dynasor.certaindex.hedges import is_hedged
-from sglang_dynasor.programs.answers import Answers
+from sglang_dynasor.programs.answers import Answers, Reading
 from sglang_dynasor.programs.batch_budget import Budget
 from sglang_dynasor.programs.client import (
     Generated,
@@ -204,7 +204,7 @@ class Nodes:
         try:
             generated = await self._client.generate(start)
             if not self._over:
-                await self._take(node, generated)
+                await self._take(start, generated)
             else:
                 self._cancelled[node] = generated
         except Exception as error:
@@ -218,7 +218,8 @@ class Nodes:
             self._needed.discard(node)
             del self._tasks[node]
 
-    async def _take(self, node: str, generated: Generated) -> None:
+    async def _take(self, start: Start, generated: Generated) -> None:
+        node = start.node
         if generated.stop_reason == "aborted":
             self._aborted = True
             self._cancelled[node] = generated
@@ -230,7 +231,9 @@ class Nodes:
                 self._events.append(Trimmed(node))
         else:
             self._reading.add(node)
-            reading = await self._answers.read(node, generated)
+            reading = Reading("", "")
+            if not start.stop or generated.matched_stop != start.stop:  # a step has no answer
+                reading = await self._answers.read(node, generated)
             if reading.regrouped:
                 self._events.append(Regrouped(reading.regrouped))
             self._events.append(

@@ -14,6 +14,7 @@ from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.programs.answers import BOXED, AnswerFormat
 
 MAX_BRANCHES = 512
+GREEDY = "at temperature 0 every branch is the same: one was run"
 Mode = Literal["on", "shadow", "off"]
 Detail = Literal["answer", "votes", "branches"]
 

@@ -21,12 +21,16 @@ class RebaseParams(WidthParams):
         "gsm8k": (0.85, 0.99, 16),
         "math": (0.75, None, 16),
     }
-    temperature: float | None = Field(
-        None, gt=0, le=100, description="of the softmax that shares children out; 0.2"
+    balance: float | None = Field(
+        None,
+        gt=0,
+        le=100,
+        description="temperature of the softmax that shares children out by reward: the lower, the "
+        "more go to the best; 0.2",
     )
 
     def shape(self, request: RequestTraits) -> dict[str, object]:
-        return super().shape(request) | {"temperature": self.temperature or 0.2}
+        return super().shape(request) | {"balance": self.balance or 0.2}
 
 
 def widen(
@@ -40,7 +44,7 @@ def widen(
     mean = sum(known) / len(known) if known else 0.0
     rewards = {node: mean if node.reward is None else node.reward for node in layer}
     best = max(rewards.values())
-    weights = {n: math.exp((reward - best) / settings.temperature) for n, reward in rewards.items()}
+    weights = {n: math.exp((reward - best) / settings.balance) for n, reward in rewards.items()}
     total = sum(weights.values())
     shares = []
     left = leaves

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -21,6 +21,7 @@ from sglang_dynasor.certaindex.reward import RewardAggregate
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.programs.answers import AnswerFormat
 from sglang_dynasor.programs.params import (
+    GREEDY,
     MAX_BRANCHES,
     AnswerParams,
     Envelope,
@@ -31,7 +32,6 @@ from sglang_dynasor.programs.params import (
 SearchVote: TypeAlias = Literal["weighted", "majority", "best"]
 CONSTRAINED = "a grammar's state is lost between steps: each branch is one step"
 NO_REWARD_MODEL = "the server has no reward model (reward_model_path, reward_url, reward_verifier)"
-_GREEDY = "temperature: at 0 every branch of a search is the same, it must be above"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ class SearchSettings(Settings):
     step_stop: str = ""
     depth: int = 1
     expansion: int = 4
-    temperature: float = 0.2
+    balance: float = 0.2
     exploration: float = 1.0
     judged: bool = True
     max_total_tokens: int | None = None
@@ -119,13 +119,14 @@ class SearchParams(AnswerParams):
     def resolve(
         self, envelope: Envelope, config: DynasorConfig, request: RequestTraits
     ) -> SearchSettings:
-        if request.greedy:
-            raise ValueError(_GREEDY)
-        most = self.most()
+        most = 1 if request.greedy else self.most()
         inactive = {"steps": CONSTRAINED} if request.grammar else {}
+        if request.greedy:
+            inactive["search"] = GREEDY
         if not config.has_reward:
             inactive["reward"] = NO_REWARD_MODEL
         rule, reward_threshold = self._rule(config, most)
+        shape: dict[str, Any] = {} if request.greedy else dict(self.shape(request))
         grants = FixedGrants(parse_grants(self.grants)) if self.grants else AdaptiveGrants(rule)
         return SearchSettings(
             max_branches=most,
@@ -141,7 +142,7 @@ class SearchParams(AnswerParams):
             max_total_tokens=envelope.max_total_tokens,
             shadow=envelope.mode == "shadow",
             inactive=inactive,
-            **self.shape(request),  # type: ignore[arg-type]
+            **shape,
         )
 
     def _rule(self, config: DynasorConfig, most: int) -> tuple[StopRule, float | None]:

@@ -23,6 +23,7 @@ from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.programs.answers import AnswerFormat
 from sglang_dynasor.programs.branch_probes import ProbePlan
 from sglang_dynasor.programs.params import (
+    GREEDY,
     MAX_BRANCHES,
     AnswerParams,
     Envelope,
@@ -37,7 +38,6 @@ WEIGHTED: tuple[Vote, ...] = ("weighted", "filtered")
 # problems waste few idle tokens, and hard ones, which need many more, get many more.
 IDLE_PACE = 3.0
 CONSTRAINED = "the output is bound to a grammar, which no forced answer obeys"
-GREEDY = "at temperature 0 every branch is the same: one was run"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

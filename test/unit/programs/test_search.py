@@ -337,10 +337,14 @@ def test_a_contradiction_is_refused_by_name(fields: dict[str, Any], message: str
         ProgramSpec.parse(fields)
 
 
-def test_a_greedy_search_is_refused_and_a_grammar_leaves_it_one_step() -> None:
-    spec = ProgramSpec.parse({"algorithm": "rebase"})
-    with pytest.raises(RequestError, match="temperature"):
-        spec.resolve(JUDGED, RequestTraits(greedy=True))
+def test_a_greedy_search_is_one_path_and_a_grammar_leaves_it_one_step() -> None:
+    spec = ProgramSpec.parse({"algorithm": "rebase", "width": 8})
+    greedy = spec.resolve(JUDGED, RequestTraits(greedy=True))
+    ran = replay_nodes(
+        greedy.build(), (world := ArithmeticWorld()).generate, reward_of=world.reward
+    )
+    assert [start.stop for start in world.starts] == [""]
+    assert "temperature 0" in ran.outcome.inactive["search"]
     bound = spec.resolve(JUDGED, RequestTraits(grammar=True))
     assert isinstance(bound.settings, SearchSettings)
     assert bound.settings.depth == 1
