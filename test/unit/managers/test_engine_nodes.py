@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -29,7 +30,13 @@ from sglang_dynasor.managers.program_messages import (
     EndProgramReqInput,
 )
 from sglang_dynasor.managers.request_fields import NODE_MARK
-from sglang_dynasor.programs.client import ClientGone, Generated, NodeError, ProgramAborted
+from sglang_dynasor.programs.client import (
+    ClientGone,
+    Generated,
+    Judgement,
+    NodeError,
+    ProgramAborted,
+)
 from sglang_dynasor.programs.protocol import Start
 from sglang_dynasor.scheduling import ProgramKey
 
@@ -208,6 +215,45 @@ def test_the_last_output_of_a_node_is_what_counts(finish: dict[str, Any], expect
     nodes = EngineNodes(FakeEngine(finish=finish), program())
     assert run(lambda: nodes.generate(Start("3"))) == Generated("abcd", 4, expected)
     assert nodes.paths.outputs["3"]["text"] == "abcd"
+
+
+@pytest.mark.parametrize("own", ["\n", ["\n"], None])
+def test_the_text_that_ends_a_step_is_asked_for_beside_the_clients_own(own: Any) -> None:
+    request = request_of(Start("0", stop=";"), {"stop": own})
+    assert request.sampling_params["stop"] == (["\n", ";"] if own else [";"])
+    assert request.sampling_params["no_stop_trim"]
+    assert "no_stop_trim" not in request_of(Start("0"), {"stop": own}).sampling_params
+
+
+@pytest.mark.parametrize(("matched", "text"), [("d", "abcd"), ("c", "ab"), (2, "abcd")])
+def test_a_steps_end_belongs_to_it_and_a_clients_own_stop_does_not(matched: Any, text: str) -> None:
+    engine = FakeEngine(finish={"type": "stop", "matched": matched})
+    nodes = EngineNodes(engine, program())
+    generated = run(lambda: nodes.generate(Start("0", stop="d")))
+    assert generated.text == nodes.paths.outputs["0"]["text"] == text
+    assert generated.matched_stop == (matched if isinstance(matched, str) else "")
+
+
+def test_a_path_is_judged_without_the_end_of_its_text() -> None:
+    asked: list[Any] = []
+
+    class Judging(FakeEngine):
+        async def score(self, ids: list[int], prompt_tokens: int, text: str) -> Judgement:
+            asked.append((ids, prompt_tokens, text))
+            return Judgement(0.5, 9)
+
+    async def scenario() -> Judgement:
+        given = program()
+        nodes = EngineNodes(
+            Judging(finish={"type": "stop"}),
+            replace(given, tokens=replace(given.tokens, eos_ids=frozenset({4}))),
+        )
+        await nodes.generate(Start("a"))
+        await nodes.generate(Start("b", parent="a"))
+        return await nodes.score("b")
+
+    assert run(scenario) == Judgement(0.5, 9)
+    assert asked == [([*PROMPT, 1, 2, 3, 1, 2, 3], 3, "abcdabcd")]
 
 
 @pytest.mark.parametrize(
