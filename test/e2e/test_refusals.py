@@ -15,7 +15,7 @@ BAD_FIELDS: list[tuple[str, Any]] = [
     ("dynasor", "self_consistency"),
     ("dynasor", [RUN]),
     ("dynasor", 1),
-    ("algorithm", {"algorithm": "mcts"}),
+    ("algorithm", {"algorithm": "tot"}),
     ("unheard_of", {**RUN, "unheard_of": 1}),
     ("max_branches", {**RUN, "max_branches": 0}),
     ("max_branches", {**RUN, "max_branches": "8"}),

@@ -103,10 +103,11 @@ def test_a_deadline_answers_with_what_there_is(judged: DynasorEngine) -> None:
 
 def test_a_reward_engine_that_dies_leaves_searches_that_vote(judged: DynasorEngine) -> None:
     """The last test of its engine."""
+    children = psutil.process_iter(["cmdline", "status"])
     reward_engines = [
         child
-        for child in psutil.Process().children(recursive=True)
-        if "sglang_dynasor.managers.reward_server" in " ".join(child.cmdline())
+        for child in children
+        if "sglang_dynasor.managers.reward_server" in (child.info["cmdline"] or ())
     ]
     assert reward_engines
     for child in reward_engines:
