@@ -19,7 +19,7 @@ from sglang_dynasor.programs.client import Judgement, RewardError
 
 MAX_BATCH = 64
 MAX_IN_FLIGHT = 2
-MAX_REMEMBERED = 1 << 16
+MAX_REMEMBERED = 1 << 13
 ATTEMPTS = 3
 FIRST_DELAY_S = 0.1
 REST_S = 5.0  # after a home has failed, until it is asked again

@@ -1,22 +1,19 @@
-"""Best-of-N: whole answers, the one of highest reward or of most reward counts (paper App. A)."""
+"""Best-of-N: whole answers, that of most reward counts, or that of the best (paper App. A)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
-
 from pydantic import Field
 
 from sglang_dynasor.programs.layered_search import LayeredSearch
 from sglang_dynasor.programs.params import MAX_BRANCHES
-from sglang_dynasor.programs.search_params import SearchParams, SearchSettings, SearchVote
+from sglang_dynasor.programs.search_params import SearchParams, SearchSettings
 from sglang_dynasor.programs.tree_search import TreeNode
 
 
 class BestOfNParams(SearchParams):
     """Fields of `algorithm: best_of_n`."""
 
-    default_vote: ClassVar[SearchVote] = "best"
     max_branches: int | None = Field(
         None, ge=1, le=MAX_BRANCHES, description="branches it may use; 16"
     )

@@ -65,7 +65,6 @@ class SearchParams(AnswerParams):
 
     of_the_server: ClassVar[tuple[str, ...]] = ("min_branches", "rule", "threshold")
     aggregate: ClassVar[RewardAggregate] = "max"
-    default_vote: ClassVar[SearchVote] = "weighted"
     operating_points: ClassVar[Mapping[str, tuple[float | None, float | None, int]]] = {}
 
     min_branches: int | None = Field(
@@ -135,7 +134,7 @@ class SearchParams(AnswerParams):
             token_certainty=self.token_certainty,
             rule=rule,
             grants=grants,
-            vote=self.vote or self.default_vote,
+            vote=self.vote or "weighted",
             aggregate=self.aggregate,
             reward_threshold=reward_threshold,
             judged=config.has_reward,

@@ -191,7 +191,7 @@ def test_a_step_is_no_leaf_and_a_path_at_its_depth_runs_to_its_end() -> None:
 
 
 def test_best_of_n_answers_with_the_leaf_of_highest_reward() -> None:
-    program = resolved({**fixed("best_of_n", 3)}).build()
+    program = resolved({**fixed("best_of_n", 3), "vote": "best"}).build()
     program.start()
     events = [
         Finished(str(i), "", 5, "completed", answer, group=answer)
