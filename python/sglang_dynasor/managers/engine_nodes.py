@@ -292,9 +292,11 @@ class EngineNodes:
         if stop_reason == "cut" and self.paths.ends_by_itself(output):
             stop_reason = "completed"
         matched = meta["finish_reason"].get("matched")
-        if node.stop and isinstance(matched, str) and matched != node.stop:
-            # A stop of the client's own, which upstream was not to trim.
+        own_stops = as_list((self._program.template.sampling_params or {}).get("stop") or [])
+        if node.stop and matched in own_stops:
+            # The client's own, which ends the path; upstream was not to trim it.
             output = {**output, "text": output["text"].rpartition(matched)[0]}
+            matched = None
         self.paths.outputs[node.name] = output
         summary = meta.get(SUMMARY)
         return Generated(

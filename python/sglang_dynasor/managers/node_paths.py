@@ -27,9 +27,13 @@ class _Path:
 
     own_ids: list[int]
     text: str = ""
+    parent: str | None = None
+    kept: int = 0  # tokens of the parent
 
 
 _ROOT = _Path([])
+# Of an output, one entry for each of its tokens.
+_PER_TOKEN = ("output_token_logprobs", "output_top_logprobs", "output_token_ids_logprobs")
 
 
 class NodePaths:
@@ -65,11 +69,23 @@ class NodePaths:
 
     def closed(self, node: str, closing: str) -> dict[str, Any]:
         """The output of a finished node's whole path, completed by `closing`."""
-        output = self.whole(node, self.outputs[node])
+        output = self._with_logprobs(node, self.whole(node, self.outputs[node]))
         if not closing:
             return output
         ids = [*output["output_ids"], *self._tokens.encode(closing)]
         return {**output, "text": output["text"] + closing, "output_ids": ids}
+
+    def _with_logprobs(self, node: str, output: dict[str, Any]) -> dict[str, Any]:
+        """An output with what was measured of each token of its path; forced ones have nothing."""
+        meta = dict(output["meta_info"])
+        names = [name for name in _PER_TOKEN if name in meta]
+        path = self._paths[node]
+        while names and path.parent is not None:
+            before = self.outputs[path.parent]["meta_info"]
+            for name in names:
+                meta[name] = [*before.get(name, ())[: path.kept], *meta[name]]
+            path = self._paths[path.parent]
+        return {**output, "meta_info": meta}
 
     def reuse(self) -> tuple[int, int]:
         """Tokens that nodes with a parent continue, prompt included, and those of them in cache."""
@@ -118,8 +134,8 @@ class NodePaths:
                 text = self._tokens.decode(ids)
             elif self.ends_by_itself(output):
                 ids = ids[:-1]
-            path = _Path([*before.own_ids, *ids], before.text + text)
+            path = _Path([*before.own_ids, *ids], before.text + text, start.parent, len(ids))
         if not start.suffix:
             return path
         ids = [*path.own_ids, *self._tokens.encode(start.suffix)]
-        return _Path(ids, path.text + start.suffix)
+        return _Path(ids, path.text + start.suffix, path.parent, path.kept)

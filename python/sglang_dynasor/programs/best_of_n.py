@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+
 from pydantic import Field
 
 from sglang_dynasor.programs.layered_search import LayeredSearch

@@ -163,13 +163,11 @@ class TreeSearch(ABC):
     def _is_leaf(self, node: TreeNode, event: Finished) -> bool:
         """Whether a path has come to its end: by itself, by its length, or for want of steps."""
         start = node.start
-        if not start.stop:
+        if not start.stop or (self._share is not None and node.tokens >= self._share):
             return True
         if event.stop_reason == "completed":
             return event.matched_stop != start.stop
-        spent = self._share is not None and node.tokens >= self._share
-        ended = event.stop_reason != "length" or event.n_tokens < (start.max_tokens or 0)
-        return spent or ended
+        return event.stop_reason != "length" or event.n_tokens < (start.max_tokens or 0)
 
     def _decide(self) -> ProgramStop | None:
         stop_reason = self.votes.decide()

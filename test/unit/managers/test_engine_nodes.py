@@ -225,13 +225,39 @@ def test_the_text_that_ends_a_step_is_asked_for_beside_the_clients_own(own: Any)
     assert "no_stop_trim" not in request_of(Start("0"), {"stop": own}).sampling_params
 
 
-@pytest.mark.parametrize(("matched", "text"), [("d", "abcd"), ("c", "ab"), (2, "abcd")])
-def test_a_steps_end_belongs_to_it_and_a_clients_own_stop_does_not(matched: Any, text: str) -> None:
+@pytest.mark.parametrize(
+    ("own", "matched", "text", "told"),
+    [
+        (["c"], "d", "abcd", "d"),
+        (["c"], "c", "ab", ""),
+        (["d"], "d", "abc", ""),  # the client's stop wins
+        (None, 2, "abcd", ""),
+    ],
+)
+def test_a_steps_end_belongs_to_it_and_a_clients_own_stop_ends_the_path(
+    own: Any, matched: Any, text: str, told: str
+) -> None:
     engine = FakeEngine(finish={"type": "stop", "matched": matched})
-    nodes = EngineNodes(engine, program())
+    nodes = EngineNodes(engine, with_params({"stop": own}))
     generated = run(lambda: nodes.generate(Start("0", stop="d")))
     assert generated.text == nodes.paths.outputs["0"]["text"] == text
-    assert generated.matched_stop == (matched if isinstance(matched, str) else "")
+    assert generated.matched_stop == told
+
+
+def test_log_probabilities_are_those_of_the_whole_path() -> None:
+    engine = FakeEngine(finish={"type": "stop"})
+
+    async def scenario() -> Any:
+        nodes = EngineNodes(engine, program())
+        await nodes.generate(Start("a"))
+        await nodes.generate(Start("b", parent="a", keep=2, suffix="!"))
+        for name in ("a", "b"):
+            entries = [(-1.0, number, name) for number in (1, 2, 3, 4)]
+            nodes.paths.outputs[name]["meta_info"]["output_token_logprobs"] = entries
+        return nodes.paths.closed("b", "")
+
+    entries = run(scenario)["meta_info"]["output_token_logprobs"]
+    assert [name for *_, name in entries] == [*"aa", *"bbbb"]
 
 
 def test_a_path_is_judged_without_the_end_of_its_text() -> None:
