@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sglang_dynasor.allocation import branch_values
 from sglang_dynasor.allocation.demand import Demand
@@ -108,7 +108,7 @@ class TreeSearch(ABC):
             elif isinstance(event, Trimmed):
                 actions.append(self._open[event.node].start)
             elif isinstance(event, Regrouped):
-                self.votes.regroup(event.groups)
+                self._regroup(event)
             elif isinstance(event, Granted):
                 self._cap.grant(event.tokens)
             else:
@@ -159,6 +159,14 @@ class TreeSearch(ABC):
         elif self._best is None or (node.reward or 0.0) >= (self._best.reward or 0.0):
             self._best = node
         self.closed(node, is_leaf)
+
+    def _regroup(self, event: Regrouped) -> None:
+        """A group was split: leaves that still wait for their reward may be another one's, too."""
+        self.votes.regroup(event.groups)
+        for node in self._open.values():
+            if node.event is not None:
+                group = event.groups.get(node.name, node.event.group)
+                node.event = replace(node.event, group=group)
 
     def _is_leaf(self, node: TreeNode, event: Finished) -> bool:
         """Whether a path has come to its end: by itself, by its length, or for want of steps."""

@@ -306,12 +306,14 @@ def test_a_search_asks_for_more_tokens_and_takes_what_it_is_granted() -> None:
 
 
 def test_a_later_answer_may_split_a_group_of_leaves() -> None:
+    """Of two, one waits for its reward meanwhile."""
     program = resolved({**fixed("best_of_n", 3), "vote": "majority"}).build()
     program.start()
     for node in ("0", "1"):
         program.on([Finished(node, "", 5, "completed", f"a{node}", group="a")])
-        program.on([Scored(node, 0.5)])
+    program.on([Scored("0", 0.5)])
     program.on([Regrouped({"0": "a0", "1": "a1"}), Finished("2", "", 5, "completed", "b", "b")])
+    program.on([Scored("1", 0.5)])
     outcome = program.on([Scored("2", 0.5)])
     assert isinstance(outcome, Outcome)
     assert [vote.count for vote in outcome.votes] == [1, 1, 1]
