@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich.table import Table
+
 from sglang_dynasor.demo import Problem, is_right
 from sglang_dynasor.programs import Program, ProgramResult
 
@@ -69,3 +71,21 @@ def compared(arm: Arm, against: Arm, problems: Sequence[Problem]) -> dict[str, A
 
 def rounded(row: dict[str, Any]) -> dict[str, Any]:
     return {name: round(v, 4) if isinstance(v, float) else v for name, v in row.items()}
+
+
+def table_of(
+    title: str, rows: dict[str, dict[str, Any]], columns: Sequence[str], shares: Sequence[str]
+) -> Table:
+    """A row per arm; `shares` are shown in percent."""
+    table = Table(title=title)
+    for column in ("arm", *columns):
+        table.add_column(column.replace("_", " "), justify="left" if column == "arm" else "right")
+    for name, row in rows.items():
+        table.add_row(name, *(_cell(row[column], column in shares) for column in columns))
+    return table
+
+
+def _cell(value: Any, is_share: bool) -> str:
+    if is_share:
+        return f"{value:.1%}"
+    return f"{value:.1f}" if isinstance(value, float) else str(value)

@@ -26,15 +26,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from arms import Arm, compared, measure, rounded
+from arms import Arm, compared, measure, rounded, table_of
 from serving_report import facts
 from sglang_dynasor.demo import (
     Problem,
     add_sampling_flags,
     load_problems,
-    problem_seed,
+    program_of,
     started_engine,
 )
 from sglang_dynasor.models import recommended_temperature, resolve_model
@@ -48,6 +47,7 @@ COLUMNS = (
     *("accuracy", "harm", "gain", "all_tokens", "all_tokens_saved", "reward_tokens"),
     *("sequential_tokens", "seconds", "cached_share"),
 )
+SHARES = ("accuracy", "all_tokens_saved", "cached_share")
 
 
 def fields_of(
@@ -72,20 +72,8 @@ def arm_fields(name: str, options: argparse.Namespace) -> dict[str, Any]:
 def programs_of(
     name: str, problems: Sequence[Problem], options: argparse.Namespace
 ) -> list[Program]:
-    return [
-        Program(
-            prompt=problem.prompt,
-            messages=problem.messages,
-            sampling_params={
-                "temperature": options.temperature,
-                "max_new_tokens": options.max_new_tokens,
-                "sampling_seed": problem_seed(problem, options.seed),
-            },
-            dynasor=arm_fields(name, options)
-            | {"answer_format": problem.answer_format, "answer_pattern": problem.answer_pattern},
-        )
-        for problem in problems
-    ]
+    fields = arm_fields(name, options)
+    return [program_of(problem, options, options.temperature, fields) for problem in problems]
 
 
 def row_of(arm: Arm, against: Arm, problems: Sequence[Problem]) -> dict[str, Any]:
@@ -145,7 +133,8 @@ def main() -> None:
         }
     first = arms[f"{options.algorithms[0]}/{cap}"]
     rows["vote"] = {"knob": cap, **row_of(arms["vote"], first, problems)}
-    Console(width=150).print(table_of(rows))
+    title = "per problem; held against the algorithm at its cap"
+    Console(width=150).print(table_of(title, rows, ("knob", *COLUMNS), SHARES))
     facts_of = facts(options)
     columns = dict.fromkeys(name for row in rows.values() for name in row)
     with RESULTS.open("w", newline="") as file:
@@ -160,26 +149,6 @@ def main() -> None:
         **facts_of,
     }
     print(json.dumps(result))
-
-
-def table_of(rows: dict[str, dict[str, Any]]) -> Table:
-    table = Table(title="per problem; held against the algorithm at its cap")
-    for column in ("arm", "knob", *COLUMNS):
-        table.add_column(column.replace("_", " "), justify="left" if column == "arm" else "right")
-    for name, row in rows.items():
-        cells = []
-        for column in ("knob", *COLUMNS):
-            value = row[column]
-            is_share = column in ("accuracy", "all_tokens_saved", "cached_share")
-            cells.append(
-                f"{value:.1%}"
-                if is_share
-                else f"{value:.1f}"
-                if isinstance(value, float)
-                else str(value)
-            )
-        table.add_row(name, *cells)
-    return table
 
 
 def parse_options() -> argparse.Namespace:

@@ -27,19 +27,19 @@ import argparse
 import csv
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from arms import BLOCK, Arm, compared, measure, rounded
+from arms import BLOCK, Arm, compared, measure, rounded, table_of
 from serving_report import facts
 from sglang_dynasor.demo import (
     Problem,
     add_sampling_flags,
     load_problems,
-    problem_seed,
+    program_of,
     started_engine,
 )
 from sglang_dynasor.models import resolve_model
@@ -54,6 +54,7 @@ COLUMNS = (
     *("accuracy", "harm", "gain", "thinking_tokens", "all_tokens", "all_tokens_saved"),
     *("sequential_tokens", "probe_token_share", "seconds"),
 )
+SHARES = ("accuracy", "all_tokens_saved", "probe_token_share")
 
 
 def fields_of(arm: str, options: argparse.Namespace, budget: int) -> dict[str, Any]:
@@ -94,26 +95,13 @@ def fields_of(arm: str, options: argparse.Namespace, budget: int) -> dict[str, A
 def programs_of(
     arm: str, problems: Sequence[Problem], options: argparse.Namespace, budget: int = 1
 ) -> list[Program]:
-    made = []
-    for problem in problems:
-        fields = fields_of(arm, options, budget) | {
-            "answer_format": problem.answer_format,
-            "answer_pattern": problem.answer_pattern,
-        }
-        made.append(
-            Program(
-                prompt=problem.prompt,
-                messages=problem.messages,
-                sampling_params={
-                    "temperature": options.temperature,
-                    "max_new_tokens": options.max_new_tokens,
-                    "sampling_seed": problem_seed(problem, options.seed),
-                },
-                chat_template_kwargs={"enable_thinking": True} if problem.messages else {},
-                dynasor=fields,
-            )
-        )
-    return made
+    fields = fields_of(arm, options, budget)
+    thinking = {"enable_thinking": True}
+    made = [program_of(problem, options, options.temperature, fields) for problem in problems]
+    return [
+        replace(program, chat_template_kwargs=thinking) if program.messages else program
+        for program in made
+    ]
 
 
 def measured(
@@ -192,7 +180,8 @@ def main() -> None:
     rows = {name: row_of(arms[name], arms["full"], problems) for name in CHAINS}
     voted = problems[: options.vote_problems]
     rows |= {name: row_of(arms[name], arms["sc"], voted) for name in VOTES}
-    Console(width=150).print(table_of(rows))
+    title = "per problem; votes are held against sc"
+    Console(width=150).print(table_of(title, rows, COLUMNS, SHARES))
     facts_of = facts(options)
     with RESULTS.open("w", newline="") as file:
         writer = csv.DictWriter(file, ["arm", *next(iter(rows.values())), *facts_of])
@@ -219,24 +208,6 @@ _RULE = ("interval", "window", "warmup", "min_confidence", "pace", "vote_interva
 def _first(arm: Arm, count: int) -> Arm:
     share = min(count, len(arm.results)) / len(arm.results)
     return Arm(arm.results[:count], arm.seconds * share)
-
-
-def table_of(rows: dict[str, dict[str, Any]]) -> Table:
-    table = Table(title="per problem; votes are held against sc")
-    for column in ("arm", *COLUMNS):
-        table.add_column(column.replace("_", " "), justify="left" if column == "arm" else "right")
-    shares = ("accuracy", "all_tokens_saved", "probe_token_share")
-    for name, row in rows.items():
-        cells = [
-            f"{row[column]:.1%}"
-            if column in shares
-            else f"{row[column]:.1f}"
-            if isinstance(row[column], float)
-            else str(row[column])
-            for column in COLUMNS
-        ]
-        table.add_row(name, *cells)
-    return table
 
 
 def parse_options() -> argparse.Namespace:

@@ -12,7 +12,6 @@ tree has right and the rule wrong, `gain` the reverse. The last line of stdout i
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sglang_dynasor.allocation import make_rule
+from sglang_dynasor.offline.traces import read_lines
 from sglang_dynasor.offline.trees import RecordedNode, RecordedTree, read_trees, replay_tree
 
 # Name, threshold, reward threshold, leaves at least: the package's rules, the paper's points.
@@ -38,12 +38,8 @@ HIGHEST_VALUE = 60.0  # of a state that GPT-4 calls sure three times
 
 def read_game24(path: Path) -> list[RecordedTree]:
     """Trees of the GPT-4 traces: a candidate's parent is the selected state it begins with."""
-    trees = []
-    with gzip.open(path, "rt", encoding="utf-8") as file:
-        for line in file:
-            given = json.loads(line)
-            trees.append(RecordedTree(str(given["id"]), _nodes(given)))
-    return trees
+    problems = [json.loads(line) for _, line in read_lines(path)]
+    return [RecordedTree(str(given["id"]), _nodes(given)) for given in problems]
 
 
 def _nodes(given: dict[str, Any]) -> list[RecordedNode]:

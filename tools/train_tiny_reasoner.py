@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional
 from tqdm import tqdm
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
 
@@ -132,8 +132,22 @@ def train_step(
     return total / counted
 
 
-def export(model: LlamaForCausalLM, out: Path, temperature: float) -> None:
-    """Write model, tokenizer and generation defaults, each file replaced in one move."""
+def generation_defaults(temperature: float) -> dict[str, object]:
+    """What generation_config.json says."""
+    return {
+        "bos_token_id": BOS_ID,
+        "eos_token_id": EOS_ID,
+        "pad_token_id": PAD_ID,
+        "do_sample": True,
+        "temperature": temperature,
+        # Both readers treat this as "whole vocabulary"; leaving it out means 50 to some.
+        "top_k": 1 << 30,
+        "top_p": 1.0,
+    }
+
+
+def export(model: PreTrainedModel, out: Path, temperature: float | None = None) -> None:
+    """Write model, tokenizer and, of one that generates, its defaults; each file in one move."""
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         model.save_pretrained(folder)
@@ -145,19 +159,9 @@ def export(model: LlamaForCausalLM, out: Path, temperature: float) -> None:
         config["chat_template"] = tokenizer.chat_template
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
         config_file.write_text(json.dumps(config, indent=2) + "\n")
-        generation = {
-            "bos_token_id": BOS_ID,
-            "eos_token_id": EOS_ID,
-            "pad_token_id": PAD_ID,
-            "do_sample": True,
-            "temperature": temperature,
-            # Both readers treat this as "whole vocabulary"; leaving it out means 50 to some.
-            "top_k": 1 << 30,
-            "top_p": 1.0,
-        }
-        (Path(folder) / "generation_config.json").write_text(
-            json.dumps(generation, indent=2) + "\n"
-        )
+        if temperature is not None:
+            generation = json.dumps(generation_defaults(temperature), indent=2)
+            (Path(folder) / "generation_config.json").write_text(generation + "\n")
         for file in Path(folder).iterdir():
             file.chmod(0o644)
             os.replace(file, out / file.name)

@@ -13,25 +13,26 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import random
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch.nn import functional
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmark"))
 
+from train_tiny_reasoner import EOS_ID, PAD_ID, export
+
+from certainty_signals import auroc
 from sglang_dynasor.models import arithmetic, resolve_model
 from sglang_dynasor.models.character_tokenizer import build_tokenizer, encode, generation_prompt
 
-PAD_ID, EOS_ID = 0, 2
 IGNORED = -1.0
 NEW_TOKENS = 64
 TEMPERATURES = (1.0, 1.6, 2.2)
@@ -143,9 +144,10 @@ def padded(rows: list[Judged]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor
     """Token ids, mask and labels, padded on the right."""
     width = max(len(row.ids) for row in rows)
     gaps = [width - len(row.ids) for row in rows]
-    ids = torch.tensor([row.ids + [PAD_ID] * gap for row, gap in zip(rows, gaps, strict=True)])
-    mask = torch.tensor([[1] * len(row.ids) + [0] * gap for row, gap in zip(rows, gaps)])  # noqa: B905
-    labels = torch.tensor([row.labels + [IGNORED] * gap for row, gap in zip(rows, gaps)])  # noqa: B905
+    pairs = list(zip(rows, gaps, strict=True))
+    ids = torch.tensor([row.ids + [PAD_ID] * gap for row, gap in pairs])
+    mask = torch.tensor([[1] * len(row.ids) + [0] * gap for row, gap in pairs])
+    labels = torch.tensor([row.labels + [IGNORED] * gap for row, gap in pairs])
     return ids, mask, labels
 
 
@@ -195,43 +197,18 @@ def train(
 @torch.no_grad()
 def step_judgements(
     model: LlamaForSequenceClassification, judged: list[Judged]
-) -> tuple[list[float], list[float]]:
+) -> tuple[list[float], list[bool]]:
     """Judgement and label of every step."""
     scores: list[float] = []
-    labels: list[float] = []
+    labels: list[bool] = []
     for start in range(0, len(judged), 256):
         rows = judged[start : start + 256]
         ids, mask, _ = padded(rows)
         logits = logits_of(model, ids, mask)
         for index, row in enumerate(rows):
             scores += logits[index, row.step_ends].tolist()
-            labels += [row.labels[at] for at in row.step_ends]
+            labels += [row.labels[at] == 1 for at in row.step_ends]
     return scores, labels
-
-
-def auroc(scores: list[float], labels: list[float]) -> float:
-    """P(a right step is judged better than a wrong one), ties half."""
-    ranks = rankdata(scores)
-    right = sum(labels)
-    wrong = len(labels) - right
-    above = sum(rank for rank, label in zip(ranks, labels, strict=True) if label)
-    return float((above - right * (right + 1) / 2) / (right * wrong))
-
-
-def export(model: LlamaForSequenceClassification, out: Path) -> None:
-    """Write model and tokenizer, each file replaced in one move."""
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        model.save_pretrained(folder)
-        tokenizer = build_tokenizer()
-        tokenizer.save_pretrained(folder)
-        config_file = Path(folder) / "tokenizer_config.json"
-        config = json.loads(config_file.read_text())
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"
-        config_file.write_text(json.dumps(config, indent=2) + "\n")
-        for file in Path(folder).iterdir():
-            file.chmod(0o644)
-            os.replace(file, out / file.name)
 
 
 def main() -> None:
@@ -257,7 +234,9 @@ def main() -> None:
     held_out = judged_samples(reasoner, [problem.prompt for problem in problems], 100)
     scores, labels = step_judgements(model, held_out)
     figures = {"steps": len(labels), "right": sum(labels) / len(labels)}
-    print(json.dumps(figures | {"auroc": round(auroc(scores, labels), 4)}))
+    print(
+        json.dumps(figures | {"auroc": round(auroc(np.array(scores), np.array(labels)) or 0.0, 4)})
+    )
 
 
 if __name__ == "__main__":

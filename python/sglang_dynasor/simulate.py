@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gzip
 import hashlib
 import json
 import math
@@ -17,6 +16,7 @@ from rich.console import Console
 
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.models import resolve_model
+from sglang_dynasor.offline.traces import read_lines
 from sglang_dynasor.programs import Program, ProgramResult, ProgramSpec
 from sglang_dynasor.run import json_object
 
@@ -92,16 +92,13 @@ def run(options: argparse.Namespace) -> int:
 
 def read_workload(path: Path) -> list[WorkloadProgram]:
     """Read a workload. Raises ValueError naming file, line and what is wrong."""
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8") as file:
-        lines = [line for line in file if line.strip()]
-    workload = [_parse(line, f"{path}:{number}") for number, line in enumerate(lines, 1)]
+    workload = [_parse(line, f"{path}:{number}") for number, line in read_lines(path)]
     if not workload:
         raise ValueError(f"{path}: has no programs")
     return workload
 
 
-def _parse(line: str, place: str) -> WorkloadProgram:
+def _parse(line: bytes, place: str) -> WorkloadProgram:
     try:
         given = json.loads(line)
         program = WorkloadProgram(
@@ -128,8 +125,6 @@ def simulated_engine(
     settings: dict[str, Any],
 ) -> Any:
     """A virtual engine that generates what the workload says; a context manager."""
-    from contextlib import closing
-
     from sglang_dynasor.platforms.virtual_clock.engine import VirtualEngine
     from sglang_dynasor.platforms.virtual_clock.script import RecordedScript, Sample
 
@@ -139,7 +134,7 @@ def simulated_engine(
             for program in workload
         }
     )
-    engine = VirtualEngine(
+    return VirtualEngine(
         step_times=step_times,
         script=script,
         model_path=str(resolve_model("tiny_reasoner")),
@@ -148,8 +143,6 @@ def simulated_engine(
         # Algebra is a matter of real time; the answers here are scripted.
         dynasor={"equality_time_limit_ms": 0, **settings},
     )
-    engine.close = engine.shutdown
-    return closing(engine)
 
 
 def simulate(

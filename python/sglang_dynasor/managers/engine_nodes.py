@@ -56,6 +56,14 @@ def node_seed(seed: int, node: str) -> int:
     return int.from_bytes(digest, "big") >> 33  # 31 bits: safe in any integer type downstream
 
 
+def program_and_node(rid: str) -> tuple[str, str]:
+    """Of a node's request id its program and name; a client's own is node 0 of its own id."""
+    if not rid.startswith(NODE_MARK):
+        return rid, "0"
+    path, _, place = rid.removeprefix(NODE_MARK).rpartition("::")
+    return path.partition("/")[2], place.split(".")[2]  # as `_request` has put them there
+
+
 class NodeEngine(Protocol):
     """What the nodes of a program need of the tokenizer manager."""
 
@@ -194,7 +202,7 @@ class EngineNodes:
 
     def probed(self, answer: ProbedReqOutput) -> None:
         """A probe of one of the nodes has ended."""
-        name = answer.rid.split(".")[-2]  # as `_request` has put it there
+        _, name = program_and_node(answer.rid)
         watch = self._watches.get(name)
         if not answer.rid.startswith(self._rid_prefix) or watch is None:
             return  # of an earlier program with the same id

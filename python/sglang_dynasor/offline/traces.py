@@ -123,7 +123,7 @@ def read_traces(path: Path | str) -> list[TraceProblem]:
     """
     problems: dict[str, TraceProblem] = {}
     faults: list[str] = []
-    for number, line in _lines(Path(path)):
+    for number, line in read_lines(Path(path)):
         try:
             problem = _PROBLEM.validate_json(line)
         except ValidationError as error:
@@ -144,7 +144,7 @@ def _first(faults: list[str]) -> list[str]:
     return faults[:MAX_FAULTS_SHOWN] + ([f"and {more} more faults"] if more > 0 else [])
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Number and bytes of each line that is not blank; bytes, so that the parser checks UTF-8."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:

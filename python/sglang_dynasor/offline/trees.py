@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from sglang_dynasor.allocation import AdaptiveGrants, DecidedRule, StopRule
 from sglang_dynasor.certaindex import canonical_key
 from sglang_dynasor.certaindex.reward import RewardAggregate
+from sglang_dynasor.offline.traces import read_lines
 from sglang_dynasor.programs.leaf_votes import Leaf, LeafVotes
 from sglang_dynasor.programs.protocol import Finished
 from sglang_dynasor.programs.search_params import SearchSettings, SearchVote
@@ -50,26 +50,24 @@ def read_trees(path: Path) -> list[RecordedTree]:
 
     Raises ValueError naming file and line.
     """
-    opened = gzip.open if path.suffix == ".gz" else open
     trees = []
-    with opened(path, "rt", encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                given = json.loads(line)
-                nodes = [
-                    RecordedNode(
-                        node=str(node["node"]),
-                        parent=node["parent"],
-                        n_tokens=int(node["n_tokens"]),
-                        reward=node["reward"],
-                        answer=node.get("answer"),
-                        correct=bool(node.get("correct", False)),
-                    )
-                    for node in given["nodes"]
-                ]
-                trees.append(RecordedTree(str(given["id"]), nodes))
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}:{number}: {type(error).__name__}: {error}") from None
+    for number, line in read_lines(path):
+        try:
+            given = json.loads(line)
+            nodes = [
+                RecordedNode(
+                    node=str(node["node"]),
+                    parent=node["parent"],
+                    n_tokens=int(node["n_tokens"]),
+                    reward=node["reward"],
+                    answer=node.get("answer"),
+                    correct=bool(node.get("correct", False)),
+                )
+                for node in given["nodes"]
+            ]
+            trees.append(RecordedTree(str(given["id"]), nodes))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}:{number}: {type(error).__name__}: {error}") from None
     if not trees:
         raise ValueError(f"{path}: has no trees")
     return trees

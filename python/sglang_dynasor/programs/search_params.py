@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias
@@ -107,9 +108,9 @@ class SearchParams(AnswerParams):
                 raise ValueError(f"operating_point: contradicts {name}, give one of them")
         return self
 
+    @abstractmethod
     def most(self) -> int:
         """How many leaves there may be."""
-        raise NotImplementedError
 
     def shape(self, request: RequestTraits) -> dict[str, object]:
         """Fields of the settings that only this algorithm has."""

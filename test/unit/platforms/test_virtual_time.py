@@ -11,13 +11,13 @@ import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sglang_dynasor.managers.engine_nodes import program_and_node
 from sglang_dynasor.platforms.virtual_clock.channels import AwaitedInbox, Inbox, Outlet
 from sglang_dynasor.platforms.virtual_clock.clock import Clock, LogicalLoop
 from sglang_dynasor.platforms.virtual_clock.script import (
     RecordedScript,
     Sample,
     ScriptedTokens,
-    program_and_node,
 )
 from sglang_dynasor.platforms.virtual_clock.step_times import LinearStepTimes, MeasuredStepTimes
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from sglang_dynasor.managers.request_fields import NODE_MARK
+from sglang_dynasor.managers.engine_nodes import program_and_node
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +60,3 @@ class ScriptedTokens:
         sample = self._script.sample(*program_and_node(rid))
         tail = [*self._encode(sample.text), self._eos_id]
         return max(0, sample.n_tokens - len(tail)), tail
-
-
-def program_and_node(rid: str) -> tuple[str, str]:
-    """Of a node of ours its program and name; a request of a client is node 0 of its own id."""
-    if not rid.startswith(NODE_MARK):
-        return rid, "0"
-    path, _, place = rid.removeprefix(NODE_MARK).partition("::")
-    return path.partition("/")[2], place.split(".")[2]
