@@ -20,6 +20,7 @@ from sglang_dynasor.offline.traces import read_lines
 from sglang_dynasor.programs import Program, ProgramResult, ProgramSpec
 from sglang_dynasor.run import json_object
 
+FIRST_ID = 3  # of the stand-in model's tokens that are no marks
 LABEL = "virtual: real scheduler, predicted steps"
 
 
@@ -153,8 +154,7 @@ def simulate(
     async def serve(program: WorkloadProgram) -> dict[str, Any]:
         loop = asyncio.get_running_loop()
         await asyncio.sleep(program.arrival_s - loop.time())
-        # Its own first token: no two programs share a prefix.
-        prompt = [3 + hash_of(program.id) % 16] * program.prompt_tokens
+        prompt = prompt_of(program)
         longest = max(n_tokens for n_tokens, _ in program.samples)
         result: ProgramResult = await engine.async_run(
             Program(
@@ -181,9 +181,11 @@ def simulate(
     return rows
 
 
-def hash_of(text: str) -> int:
-    """The same number for the same text, in every process."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
+def prompt_of(program: WorkloadProgram) -> list[int]:
+    """Its token ids: what its id hashes to, over and over, so that no two share a prefix."""
+    digest = hashlib.blake2b(program.id.encode()).hexdigest()
+    ids = [FIRST_ID + int(digit, 16) for digit in digest]
+    return [ids[index % len(ids)] for index in range(program.prompt_tokens)]
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -78,12 +78,12 @@ class NodePaths:
     def _with_logprobs(self, node: str, output: dict[str, Any]) -> dict[str, Any]:
         """An output with what was measured of each token of its path; forced ones have nothing."""
         meta = dict(output["meta_info"])
-        names = [name for name in _PER_TOKEN if name in meta]
         path = self._paths[node]
-        while names and path.parent is not None:
+        while path.parent is not None:
             before = self.outputs[path.parent]["meta_info"]
-            for name in names:
-                meta[name] = [*before.get(name, ())[: path.kept], *meta[name]]
+            for name in _PER_TOKEN:
+                if name in before:
+                    meta[name] = [*before[name][: path.kept], *meta.get(name, ())]
             path = self._paths[path.parent]
         return {**output, "meta_info": meta}
 
@@ -113,7 +113,8 @@ class NodePaths:
         """
         assert start.parent is not None
         output = dict(self.outputs[start.parent])
-        meta = dict(output["meta_info"])
+        parents = output["meta_info"].items()
+        meta = {name: value for name, value in parents if name not in _PER_TOKEN}
         meta["finish_reason"] = {"type": "length", "length": meta.get("completion_tokens", 0)}
         self.outputs[start.node] = {**output, "text": "", "output_ids": [], "meta_info": meta}
         return self.text(start.node, "")

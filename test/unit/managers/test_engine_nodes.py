@@ -260,6 +260,20 @@ def test_log_probabilities_are_those_of_the_whole_path() -> None:
     assert [name for *_, name in entries] == [*"aa", *"bbbb"]
 
 
+def test_a_node_without_room_repeats_no_log_probabilities() -> None:
+    engine = FakeEngine(finish={"type": "stop"})
+
+    async def scenario() -> Any:
+        nodes = EngineNodes(engine, with_params({"max_new_tokens": 4}))
+        await nodes.generate(Start("a"))
+        entries = [(-1.0, number, "a") for number in (1, 2, 3, 4)]
+        nodes.paths.outputs["a"]["meta_info"]["output_token_logprobs"] = entries
+        assert (await nodes.generate(Start("b", parent="a"))).stop_reason == "length"
+        return nodes.paths.closed("b", "")
+
+    assert len(run(scenario)["meta_info"]["output_token_logprobs"]) == 4
+
+
 def test_a_path_is_judged_without_the_end_of_its_text() -> None:
     asked: list[Any] = []
 
