@@ -67,6 +67,7 @@ class SearchParams(AnswerParams):
     of_the_server: ClassVar[tuple[str, ...]] = ("min_branches", "rule", "threshold")
     aggregate: ClassVar[RewardAggregate] = "max"
     operating_points: ClassVar[Mapping[str, tuple[float | None, float | None, int]]] = {}
+    confidence: ClassVar[float | None] = None  # of rule dynasor, where nobody gives a threshold
 
     min_branches: int | None = Field(
         None, ge=1, le=MAX_BRANCHES, description="finished leaves below which nothing stops"
@@ -155,6 +156,8 @@ class SearchParams(AnswerParams):
         if name is None:
             name = config.rule
             threshold = config.threshold if threshold is None else threshold
+        if name == "dynasor" and threshold is None:
+            threshold = self.confidence
         lowest = min(self.min_branches or config.min_branches, most)
         return make_rule(name, threshold=threshold, min_branches=lowest), self.reward_threshold
 
@@ -181,7 +184,12 @@ class SteppedParams(SearchParams):
 
 
 class WidthParams(SteppedParams):
-    """Of those that keep a number of paths side by side."""
+    """Of those that keep a number of paths side by side.
+
+    Leaves that share steps err together, which the rule does not know: it has to be surer.
+    """
+
+    confidence: ClassVar[float | None] = 0.998
 
     width: int | None = Field(
         None, ge=1, le=MAX_BRANCHES, description="leaves of the whole search; 16"

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sglang_dynasor.allocation import make_rule
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.errors import RequestError
 from sglang_dynasor.programs import Finished, ProgramSpec, Start
@@ -42,6 +43,7 @@ KNOBS = {
     "dvts": "width",
     "mcts": "iterations",
 }
+SHARES_STEPS = ("rebase", "beam", "dvts")  # within a wave of leaves
 STEPPED = [name for name in KNOBS if name != "best_of_n"]
 
 
@@ -88,8 +90,9 @@ def test_a_search_that_is_certain_begins_no_further_tree(algorithm: str) -> None
     easy = search({"algorithm": algorithm}, ArithmeticWorld(p_right=1.0))
     hard = search({"algorithm": algorithm}, ArithmeticWorld(p_right=0.55))
     assert easy.outcome.stop_reason == "certain"
-    assert len(easy.outcome.answers) == 3
-    assert len(hard.outcome.answers) > 3
+    fewest = 6 if algorithm in SHARES_STEPS else 3  # of 16 that agree and settle it
+    assert len(easy.outcome.answers) == fewest
+    assert len(hard.outcome.answers) > fewest
 
 
 @settings(max_examples=60, deadline=None)
@@ -272,7 +275,7 @@ def test_shadow_mode_runs_all_leaves_and_notes_where_it_would_have_stopped(algor
     assert len(ran.outcome.answers) == 9
     assert ran.outcome.shadow is not None
     assert ran.outcome.shadow.stop_reason == "certain"
-    assert ran.outcome.shadow.branches == 3
+    assert ran.outcome.shadow.branches == (5 if algorithm in SHARES_STEPS else 3)  # of 9
     assert ran.outcome.shadow.tokens < ran.tokens
 
 
@@ -351,3 +354,15 @@ def test_a_greedy_search_is_one_path_and_a_grammar_leaves_it_one_step() -> None:
     assert isinstance(bound.settings, SearchSettings)
     assert bound.settings.depth == 1
     assert "steps" in bound.settings.inactive
+
+
+@pytest.mark.parametrize("algorithm", KNOBS)
+def test_where_leaves_share_steps_the_default_rule_has_to_be_surer(algorithm: str) -> None:
+    own = resolved({"algorithm": algorithm}).settings.rule
+    assert (own.confidence == 0.998) == (algorithm in SHARES_STEPS)
+    given = resolved({"algorithm": algorithm, "threshold": 0.9}).settings.rule
+    assert given.confidence == 0.9
+    other = resolved({"algorithm": algorithm, "rule": "beta"}).settings.rule
+    assert other == make_rule("beta", min_branches=other.min_branches)
+    server = DynasorConfig.parse({"reward_verifier": "some:function", "threshold": 0.97})
+    assert resolved({"algorithm": algorithm}, server).settings.rule.confidence == 0.97
