@@ -18,6 +18,10 @@ at a time. Arrivals are open loop: no program waits for another to finish, and l
 scheduled arrival. The first tenth is discarded; the run ends `--grace` seconds after the last
 arrival, and what is unfinished then has missed its deadline.
 
+With `--mix` a third of the programs are votes, a third chains of thought and a third Rebase with a
+reward model: fixed sends each chain to its end and one tree of 16 leaves; client_side ends a chain
+as the released client does and grows trees in its rounds; full leaves all to the defaults.
+
 Rate gain: the highest rate at which 90% meet their deadline, by bisection to 5%; `rate_gain_at_p90`
 is full's over lpm_fixed's, `rate_gain_client_side` client_side's over lpm_fixed's. The last line of
 stdout is one JSON object: per system, lists over the loads (see `serving_load.figures`).
@@ -53,16 +57,16 @@ from serving_load import (
 )
 from serving_process import Worker, started_worker
 from serving_report import as_json, print_tables, write_charts, write_csv
-from serving_systems import SYSTEMS
+from serving_systems import MIXABLE, SYSTEMS, kind_of
 from sglang_dynasor.config import DynasorConfig
-from sglang_dynasor.demo import Problem, add_sampling_flags, is_right, load_problems
+from sglang_dynasor.demo import add_sampling_flags, is_right, load_problems
 from sglang_dynasor.models import recommended_temperature, resolve_model
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = "lpm_fixed"
 RATED = (BASE, "client_side", "full")  # whose highest rate is searched
 DEADLINE_FACTOR = 3.0
-UNLOADED_PER_DIFFICULTY = 12
+UNLOADED_PER_GROUP = 12
 WARM_UP_PROBLEMS = 16
 CLOSED_LIMIT_S = 1800.0
 
@@ -125,6 +129,7 @@ class Benchmark:
             "seed": options.seed,
             "sampling": {"temperature": temperature, "max_new_tokens": options.max_new_tokens},
             "max_branches": options.max_branches,
+            "mix": options.mix,
             "max_running_requests": options.max_running_requests,
             "max_total_tokens": options.max_total_tokens,
             "warm_up": self._indices(0, WARM_UP_PROBLEMS),
@@ -140,14 +145,15 @@ class Benchmark:
         }
         reply = worker.ask(command, CLOSED_LIMIT_S)
         self.done.capacity = steady_rate(reply["ended_s"], reply["last_start_s"])
-        alone = _alone(self._problems)
+        groups = [self._group(index) for index in range(len(self._problems))]
+        alone = _alone(groups)
         reply = worker.ask({"op": "closed", "problems": alone, "in_flight": 1}, CLOSED_LIMIT_S)
         seconds = defaultdict(list)
         for index, outcome in zip(alone, reply["outcomes"], strict=True):
-            seconds[self._problems[index].difficulty].append(outcome["latency_s"])
+            seconds[groups[index]].append(outcome["latency_s"])
         self.done.unloaded_s = {key: statistics.fmean(values) for key, values in seconds.items()}
         self._console.print(
-            f"capacity: {self.done.capacity:.2f} programs/s; unloaded, seconds by difficulty: "
+            f"capacity: {self.done.capacity:.2f} programs/s; unloaded, seconds by kind and difficulty: "
             + ", ".join(f"{key}: {value:.3f}" for key, value in self.done.unloaded_s.items())
         )
 
@@ -205,20 +211,27 @@ class Benchmark:
     def _indices(self, first: int, count: int) -> list[int]:
         return [(first + offset) % len(self._problems) for offset in range(count)]
 
+    def _group(self, index: int) -> str:
+        """Programs whose deadline is the same."""
+        difficulty = self._problems[index].difficulty
+        return f"{kind_of(index, True)} {difficulty}" if self._options.mix else difficulty
+
     def _counted(self, index: int, outcome: Outcome) -> Counted:
         problem = self._problems[index]
         everyone = statistics.fmean(self.done.unloaded_s.values())
-        unloaded = self.done.unloaded_s.get(problem.difficulty, everyone)
-        return Counted(outcome, DEADLINE_FACTOR * unloaded, is_right(problem, outcome.answer))
+        unloaded = self.done.unloaded_s.get(self._group(index), everyone)
+        right = is_right(problem, outcome.answer)
+        kind = kind_of(index, self._options.mix)
+        return Counted(outcome, DEADLINE_FACTOR * unloaded, right, kind)
 
 
-def _alone(problems: list[Problem]) -> list[int]:
-    """A few problems of every difficulty, from the end: the warm-up has seen the first ones."""
+def _alone(groups: list[str]) -> list[int]:
+    """A few problems of every group, from the end: the warm-up has seen the first ones."""
     chosen: dict[str, list[int]] = defaultdict(list)
-    for index in reversed(range(len(problems))):
-        of_its_difficulty = chosen[problems[index].difficulty]
-        if len(of_its_difficulty) < UNLOADED_PER_DIFFICULTY:
-            of_its_difficulty.append(index)
+    for index in reversed(range(len(groups))):
+        of_its_group = chosen[groups[index]]
+        if len(of_its_group) < UNLOADED_PER_GROUP:
+            of_its_group.append(index)
     return [index for indices in chosen.values() for index in indices]
 
 
@@ -230,6 +243,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--programs", type=int, default=150, help="per run")
     parser.add_argument("--overload-programs", type=int, default=300, help="beyond load 1")
     parser.add_argument("--max-branches", type=int, default=16)
+    parser.add_argument("--mix", action="store_true", help="votes, chains and Rebase together")
     parser.add_argument("--loads", default="0.5,0.9,1.2", help="multiples of the capacity")
     parser.add_argument("--arrival-seeds", type=int, default=1, help="how many (default: 1)")
     parser.add_argument("--arrivals", type=Path, help="CSV with a column TIMESTAMP, scaled")
@@ -265,6 +279,10 @@ def parse_options() -> argparse.Namespace:
             f"--systems: unknown {', '.join(sorted(unknown))}; known: {', '.join(SYSTEMS)}"
         )
     options.systems = [name for name in SYSTEMS if name in {BASE, *chosen}]
+    if options.mix and any(
+        SYSTEMS[name].client == "program" and name not in MIXABLE for name in options.systems
+    ):
+        parser.error(f"--mix: of our systems only {', '.join(MIXABLE)} runs all kinds")
     try:
         options.loads = [float(load) for load in options.loads.split(",")]
     except ValueError:

@@ -48,6 +48,7 @@ class Counted:
     outcome: Outcome
     deadline_s: float
     right: bool
+    kind: str = "vote"
 
 
 @dataclass(frozen=True, slots=True)

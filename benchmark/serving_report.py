@@ -62,6 +62,10 @@ def as_json(done: Measurements, options: argparse.Namespace) -> dict[str, Any]:
             system: ratios(done, system, options) for system in options.systems if system != BASE
         },
     }
+    if options.mix:
+        result["kinds"] = {
+            system: by_kind(done, system, options.loads) for system in options.systems
+        }
     if "full" in options.systems:
         tokens = zip(result[BASE]["tokens"], result["full"]["tokens"], strict=True)
         result["token_ratio"] = [rounded(base / ours) for base, ours in tokens]
@@ -93,6 +97,21 @@ def ratios(
             )
             ratio = ratio_of(ours, base, statistic, options.seed)
             found[name].append([rounded(value) for value in astuple(ratio)])
+    return found
+
+
+def by_kind(
+    done: Measurements, system: str, loads: Sequence[float]
+) -> dict[str, dict[str, list[float]]]:
+    """Of each kind of program, over the loads: mean seconds, tokens and accuracy."""
+    names = ("mean_latency_s", "tokens", "accuracy")
+    found: dict[str, dict[str, list[float]]] = {}
+    for load in loads:
+        programs = done.counted(system, load)
+        for kind in sorted({program.kind for program in programs}):
+            of_kind = figures([program for program in programs if program.kind == kind])
+            for name in names:
+                found.setdefault(kind, {}).setdefault(name, []).append(rounded(of_kind[name]))
     return found
 
 
@@ -211,7 +230,8 @@ def write_csv(result: dict[str, Any], options: argparse.Namespace) -> None:
 
 def stem(options: argparse.Namespace) -> str:
     model = Path(options.model_path).name
-    return f"serving_{model}_{options.arrival_seeds}x{options.programs}"
+    mix = "mix_" if options.mix else ""
+    return f"serving_{mix}{model}_{options.arrival_seeds}x{options.programs}"
 
 
 def write_charts(done: Measurements, options: argparse.Namespace) -> None:

@@ -1,35 +1,12 @@
-"""What the serving benchmark compares, and the program of a client without us."""
+"""What the serving benchmark compares, and the kinds of programs it can mix."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import random
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from sglang_dynasor.allocation import BetaRule, FixedGrants
-from sglang_dynasor.certaindex import MathEquality
-from sglang_dynasor.config import DynasorConfig
-from sglang_dynasor.demo import Problem
-from sglang_dynasor.programs import (
-    Action,
-    AnswerFormat,
-    Answers,
-    Demand,
-    Event,
-    Generated,
-    Outcome,
-    ReasoningProgram,
-    SelfConsistency,
-    SelfConsistencySettings,
-    Start,
-    Watch,
-    grouping_of,
-)
-from sglang_dynasor.programs.client import Probe
-
-STOP_REASONS = {"stop": "completed", "length": "length", "abort": "aborted"}
-LOOP_GRANTS = (4, 3, 3)  # of the client's own loop; one more round takes the branches left
+from serving_clients import STEP_STOP
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,87 +34,21 @@ SYSTEMS = {
     "certaindex_gang": System("program", settings={"policy": "gang", "draw": "rounds"}),
     "full": System("program"),
 }
+MIXABLE = ("full",)  # beside the clients of the stock engine
+KINDS = ("vote", "chain", "rebase")
+# The reward model of a mix, in an engine of its own for each system; it rests with its system.
+REWARDS = {"reward_model_path": "tiny_reward", "reward_server_args": "--sleep-on-idle"}
 
 
-class OwnNodes:
-    """The nodes of a program that its client drives itself: ordinary requests of the engine.
-
-    Nothing is offered or drawn, and nobody is told what is needed. `generate` is upstream's call,
-    `abort` ends a request by its id, and `rid_of` names it.
-    """
-
-    def __init__(
-        self,
-        generate: Callable[[str, str], Awaitable[dict[str, Any]]],
-        abort: Callable[[str], None],
-        rid_of: Callable[[str], str],
-    ) -> None:
-        self._generate = generate
-        self._abort = abort
-        self._rid_of = rid_of
-        self._running: set[str] = set()
-
-    async def generate(self, start: Start) -> Generated:
-        self._running.add(start.node)
-        try:
-            output = await self._generate(start.node, self._rid_of(start.node))
-        finally:
-            self._running.discard(start.node)
-        meta = output["meta_info"]
-        reason = STOP_REASONS[meta["finish_reason"]["type"]]
-        return Generated(output["text"], meta.get("completion_tokens", 0), reason)
-
-    async def end(self) -> dict[str, int]:
-        self.cancel(tuple(self._running))
-        self._running.clear()  # each is aborted once, however long it drains
-        return {}
-
-    def cancel(self, nodes: Sequence[str], keep_kv: bool = False) -> None:
-        for node in nodes:
-            self._abort(self._rid_of(node))
-
-    def demand(self, demand: Demand, draws_seen: int) -> None: ...
-
-    def on_draw(self, start: Callable[[int], None]) -> None: ...
-
-    def watch(self, watch: Watch) -> None: ...
-
-    def on_probe(self, take: Callable[[Probe], None]) -> None: ...
-
-    def close(self) -> None: ...
-
-    async def check_wanted(self) -> None: ...
+def kind_of(index: int, mix: bool) -> str:
+    """What a problem is asked as: by chance, for difficulties come in turn."""
+    return random.Random(f"kind:{index}").choice(KINDS) if mix else "vote"
 
 
-class Timed:
-    """A program that notes when it has its answer: what it cancels drains only afterwards."""
-
-    def __init__(self, program: ReasoningProgram) -> None:
-        self.at = 0.0
-        self._program = program
-        self.start = program.start
-
-    def on(self, events: Sequence[Event]) -> Sequence[Action] | Outcome:
-        step = self._program.on(events)
-        self.at = asyncio.get_running_loop().time()
-        return step
-
-
-def own_program(client: Literal["fixed", "loop"], max_branches: int) -> Timed:
-    """All branches at once, or what a user would write instead of us: rounds and the Beta rule."""
-    loop = client == "loop"
-    settings = SelfConsistencySettings(
-        max_branches=max_branches,
-        rule=BetaRule() if loop else BetaRule(min_branches=max_branches),
-        grants=FixedGrants((*LOOP_GRANTS, max_branches) if loop else (max_branches,)),
-    )
-    return Timed(SelfConsistency(settings))
-
-
-def answers_of(problem: Problem, config: DynasorConfig, equality: MathEquality) -> Answers:
-    """How the client of a problem reads and groups its answers: as we do."""
-    return Answers(
-        AnswerFormat(problem.answer_format, problem.answer_pattern),
-        grouping_of(problem.answer_format, config, equality),
-        config.pattern_time_limit_ms / 1000,
-    )
+def kind_fields(kind: str, max_branches: int) -> dict[str, Any]:
+    """The fields of a program of ours: the defaults, and the knob that all systems have."""
+    return {
+        "vote": {"algorithm": "self_consistency", "max_branches": max_branches},
+        "chain": {"algorithm": "cot"},
+        "rebase": {"algorithm": "rebase", "width": max_branches, "step_stop": STEP_STOP},
+    }[kind]

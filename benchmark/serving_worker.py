@@ -19,13 +19,26 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from serving_clients import (
+    Generate,
+    OwnNodes,
+    Timed,
+    answers_of,
+    chain_loop,
+    own_chain,
+    own_rebase,
+    own_vote,
+)
 from serving_load import Outcome
-from serving_systems import SYSTEMS, OwnNodes, System, answers_of, own_program
+from serving_systems import REWARDS, SYSTEMS, System, kind_fields, kind_of
 from sglang_dynasor.certaindex import MathEquality
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.demo import Problem, load_problems, problem_seed
 from sglang_dynasor.managers.engine_nodes import node_seed
-from sglang_dynasor.programs import Program, run_program
+from sglang_dynasor.managers.node_paths import NodePaths, Tokens
+from sglang_dynasor.managers.reward_homes import rewards_of
+from sglang_dynasor.managers.rewards import Rewards
+from sglang_dynasor.programs import Answers, Generated, Program, Start, run_program
 
 WARM_UP_IN_FLIGHT = 8
 SETTLE_S = 30.0  # after the end of a run, until what it aborted has drained
@@ -56,15 +69,39 @@ class Client:
         self._equality = MathEquality(self._config.equality_time_limit_ms / 1000)
         if self._system.client != "program":
             self._equality.start()  # seconds, which no program should have to wait for
+        rewards = self._start_rewards()
+        self._rewards = rewards
         self._engine = _start_engine(self._system, spec)
+        if rewards is not None:
+            rewards.wait()
+        tokenizer = self._engine.tokenizer_manager.tokenizer
+        self._tokens = Tokens(
+            partial(tokenizer.encode, add_special_tokens=False),
+            tokenizer.decode,
+            frozenset({tokenizer.eos_token_id}),
+        )
         file = spec["problems_file"]
         self._problems = load_problems(file and Path(file), spec["problems"], spec["seed"])
-        self._prompts = [self._tokenise(problem) for problem in self._problems]
+        self._prompts = [
+            self._tokenise(problem, self._kind(index) == "chain")
+            for index, problem in enumerate(self._problems)
+        ]
         self._sent = 0
 
     def close(self) -> None:
         self._equality.close()
         self._engine.shutdown()
+        if self._rewards is not None:
+            self._rewards.close()
+
+    def _start_rewards(self) -> Rewards | None:
+        """Of a mix's stock engine; ours starts its own."""
+        if not self._spec["mix"] or self._system.client == "program":
+            return None
+        return rewards_of(DynasorConfig.parse(REWARDS))
+
+    def _kind(self, index: int) -> str:
+        return kind_of(index, self._spec["mix"])
 
     def run(self, command: dict[str, Any]) -> dict[str, Any]:
         """Execute one command from an empty prefix cache: closed loop or open loop."""
@@ -135,23 +172,24 @@ class Client:
 
     async def _answer(self, index: int) -> Answer:
         self._sent += 1
-        problem, prompt = self._problems[index], self._prompts[index]
-        # The same seed in every system: branch i of a problem is the same sample in all of them.
-        seed = problem_seed(problem, self._spec["seed"])
         if self._system.client == "program":
-            return await self._program(problem, prompt, seed)
-        return await self._own(problem, prompt, seed)
+            return await self._program(index)
+        return await self._own(index)
 
-    async def _program(self, problem: Problem, prompt: list[int], seed: int) -> Answer:
+    def _seed(self, index: int) -> int:
+        """The same in every system: branch i of a problem is the same sample in all of them."""
+        return problem_seed(self._problems[index], self._spec["seed"])
+
+    async def _program(self, index: int) -> Answer:
+        problem = self._problems[index]
         program = Program(
-            input_ids=prompt,
-            sampling_params={**self._spec["sampling"], "sampling_seed": seed},
+            input_ids=self._prompts[index],
+            sampling_params={**self._spec["sampling"], "sampling_seed": self._seed(index)},
             dynasor={
-                "algorithm": "self_consistency",
                 "answer_format": problem.answer_format,
                 "answer_pattern": problem.answer_pattern,
-                "max_branches": self._max_branches,
                 "detail": "answer",
+                **kind_fields(self._kind(index), self._spec["max_branches"]),
                 **self._system.fields,
             },
         )
@@ -164,16 +202,27 @@ class Client:
             finished=result.stop_reason != "aborted",
         )
 
-    async def _own(self, problem: Problem, prompt: list[int], seed: int) -> Answer:
+    async def _own(self, index: int) -> Answer:
         """The same program, driven by its client on ordinary requests."""
-        number = self._sent
-        program = own_program(self._system.client, self._max_branches)
-        nodes = OwnNodes(
-            generate=partial(self._request, prompt, seed),
-            abort=self._engine.tokenizer_manager.abort_request,
-            rid_of=lambda node: _rid(number, int(node)),
+        kind, client = self._kind(index), self._system.client
+        answers = answers_of(self._problems[index], self._config, self._equality)
+        generate = self._generate_of(index)
+        if kind == "chain" and client == "loop":
+            return await self._chain_loop(index, answers, generate)
+        number, most = self._sent, self._spec["max_branches"]
+        program: Timed = (
+            own_chain()
+            if kind == "chain"
+            else (own_rebase if kind == "rebase" else own_vote)(client, most)
         )
-        run = await run_program(program, nodes, answers_of(problem, self._config, self._equality))
+        nodes = OwnNodes(
+            NodePaths(self._prompts[index], self._tokens),
+            generate,
+            self._engine.tokenizer_manager.abort_request,
+            lambda node: _rid(number, int(node)),
+            self._rewards,
+        )
+        run = await run_program(program, nodes, answers)
         parts = (*run.finished.values(), *run.cancelled.values())
         return Answer(
             text=run.outcome.answer,
@@ -182,20 +231,47 @@ class Client:
             finished=run.outcome.stop_reason != "aborted",
         )
 
-    async def _request(self, prompt: list[int], seed: int, node: str, rid: str) -> dict[str, Any]:
-        params = {**self._spec["sampling"], "sampling_seed": node_seed(seed, node)}
-        output: dict[str, Any] = await self._engine.async_generate(
-            input_ids=prompt, sampling_params=params, rid=rid
-        )
-        return output
+    async def _chain_loop(self, index: int, answers: Answers, generate: Generate) -> Answer:
+        number = self._sent
 
-    def _tokenise(self, problem: Problem) -> list[int]:
+        async def request(start: Start, ids: list[int], node: str) -> dict[str, Any]:
+            return await generate(start, ids, _rid(number, int(node)))
+
+        most = self._spec["sampling"]["max_new_tokens"]
+        text, spent, finished = await chain_loop(self._prompts[index], self._tokens, request, most)
+        reading = await answers.read("0", Generated(text, spent, "completed"))
+        at = asyncio.get_running_loop().time()
+        return Answer(reading.answer, at, spent, finished=finished)
+
+    def _generate_of(self, index: int) -> Generate:
+        """Ordinary requests for the nodes of one program."""
+        prompt, seed, sampling = self._prompts[index], self._seed(index), self._spec["sampling"]
+
+        async def generate(start: Start, ids: list[int], rid: str) -> dict[str, Any]:
+            left = sampling["max_new_tokens"] - (len(ids) - len(prompt))
+            params = {
+                **sampling,
+                "max_new_tokens": max(1, min(left, start.max_tokens or left)),
+                "sampling_seed": node_seed(seed, start.node),
+                **({"stop": [start.stop]} if start.stop else {}),
+            }
+            output: dict[str, Any] = await self._engine.async_generate(
+                input_ids=ids, sampling_params=params, rid=rid
+            )
+            return output
+
+        return generate
+
+    def _tokenise(self, problem: Problem, thinks: bool) -> list[int]:
         tokenizer = self._engine.tokenizer_manager.tokenizer
         if problem.messages is None:
             return list(tokenizer.encode(problem.prompt))
         return list(
             tokenizer.apply_chat_template(
-                problem.messages, add_generation_prompt=True, return_dict=False
+                problem.messages,
+                add_generation_prompt=True,
+                return_dict=False,
+                enable_thinking=thinks,
             )
         )
 
@@ -236,7 +312,8 @@ def _start_engine(system: System, spec: dict[str, Any]) -> Any:
         return Engine(**flags)
     from sglang_dynasor import DynasorEngine
 
-    return DynasorEngine(**flags, dynasor=spec["settings"])
+    rewards = REWARDS if spec["mix"] else {}
+    return DynasorEngine(**flags, dynasor={**rewards, **spec["settings"]})
 
 
 def main() -> None:
