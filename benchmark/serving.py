@@ -153,7 +153,7 @@ class Benchmark:
             seconds[groups[index]].append(outcome["latency_s"])
         self.done.unloaded_s = {key: statistics.fmean(values) for key, values in seconds.items()}
         self._console.print(
-            f"capacity: {self.done.capacity:.2f} programs/s; unloaded, seconds by kind and difficulty: "
+            f"capacity: {self.done.capacity:.2f} programs/s; unloaded seconds by difficulty: "
             + ", ".join(f"{key}: {value:.3f}" for key, value in self.done.unloaded_s.items())
         )
 

@@ -182,7 +182,7 @@ async def chain_loop(
     raise AssertionError("a chunk has at least one token")
 
 
-def answers_of(problem: Problem, config: DynasorConfig, equality: MathEquality) -> Answers:
+def answers_of(problem: Problem, config: DynasorConfig, equality: MathEquality | None) -> Answers:
     """How the client of a problem reads and groups its answers: as we do."""
     return Answers(
         AnswerFormat(problem.answer_format, problem.answer_pattern),

@@ -36,7 +36,7 @@ def seconds_of(engine: Any, prompts: list[list[int]], new_tokens: int) -> float:
 
 
 def measure(engine: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of kind, size and ms."""
+    """Rows of kind, size and ms. `options` are the command line's below."""
     rng = random.Random(options.seed)
     info = engine.get_server_info()
     vocabulary = options.vocabulary

@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
         settings=settings,
     ) as engine:
         rows = simulate(engine, workload, fields)
-        steps = len(engine.world.steps)
+        steps = len(engine.world.model.steps)
     if options.out is not None:
         options.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
     print(json.dumps(summary(rows) | {"steps": steps, "label": LABEL}))
@@ -117,6 +117,18 @@ def _parse(line: bytes, place: str) -> WorkloadProgram:
     return program
 
 
+def script_of(workload: Sequence[WorkloadProgram]) -> Any:
+    """What a model generates that answers as the workload says."""
+    from sglang_dynasor.platforms.virtual_clock.script import RecordedScript, Sample
+
+    return RecordedScript(
+        {
+            program.id: [Sample(n, f"\\boxed{{{answer}}}") for n, answer in program.samples]
+            for program in workload
+        }
+    )
+
+
 def simulated_engine(
     workload: Sequence[WorkloadProgram],
     step_times: Any,
@@ -124,58 +136,78 @@ def simulated_engine(
     kv_tokens: int,
     max_running: int,
     settings: dict[str, Any],
+    **flags: Any,
 ) -> Any:
-    """A virtual engine that generates what the workload says; a context manager."""
-    from sglang_dynasor.platforms.virtual_clock.engine import VirtualEngine
-    from sglang_dynasor.platforms.virtual_clock.script import RecordedScript, Sample
+    """A virtual engine that generates what the workload says; a context manager.
 
-    script = RecordedScript(
-        {
-            program.id: [Sample(n, f"\\boxed{{{answer}}}") for n, answer in program.samples]
-            for program in workload
-        }
-    )
+    `flags` are further ones of VirtualEngine or SGLang.
+    """
+    from sglang_dynasor.platforms.virtual_clock.engine import VirtualEngine
+
     return VirtualEngine(
         step_times=step_times,
-        script=script,
+        script=script_of(workload),
         model_path=str(resolve_model("tiny_reasoner")),
         max_total_tokens=kv_tokens,
         max_running_requests=max_running,
         # Algebra is a matter of real time; the answers here are scripted.
         dynasor={"equality_time_limit_ms": 0, **settings},
+        **flags,
     )
 
 
-def simulate(
-    engine: Any, workload: Sequence[WorkloadProgram], fields: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """Serve the workload at its arrival times; one row per program, in order."""
+Run = Callable[[WorkloadProgram], Awaitable[dict[str, Any]]]
 
-    async def serve(program: WorkloadProgram) -> dict[str, Any]:
-        loop = asyncio.get_running_loop()
-        await asyncio.sleep(program.arrival_s - loop.time())
-        prompt = prompt_of(program)
+
+def simulate(
+    engine: Any,
+    workload: Sequence[WorkloadProgram],
+    fields: dict[str, Any],
+    max_new_tokens: int | None = None,
+) -> list[dict[str, Any]]:
+    """Serve the workload at its arrival times; one row per program, in order.
+
+    Each request allows `max_new_tokens`; None: a little more than the longest of its program.
+    """
+
+    async def run(program: WorkloadProgram) -> dict[str, Any]:
         longest = max(n_tokens for n_tokens, _ in program.samples)
+        most = max_new_tokens or longest + 16
         result: ProgramResult = await engine.async_run(
             Program(
-                input_ids=prompt,
-                sampling_params={"temperature": 1.0, "max_new_tokens": longest + 16},
+                input_ids=prompt_of(program),
+                sampling_params={"temperature": 1.0, "max_new_tokens": most},
                 dynasor={**fields, "program_id": program.id},
             )
         )
         return {
-            "id": program.id,
-            "arrival_s": program.arrival_s,
-            "latency_s": round(loop.time() - program.arrival_s, 6),
             "answer": result.answer,
-            "is_right": result.answer == program.gold,
             "stop_reason": result.stop_reason,
             "tokens": result.completion_tokens,
             "branches": result.report["branches"]["finished"],
         }
 
+    return serve(engine, workload, run)
+
+
+def serve(engine: Any, workload: Sequence[WorkloadProgram], run: Run) -> list[dict[str, Any]]:
+    """Run each program once it has arrived, on whichever clock the engine's loop has."""
+
+    async def serve_one(program: WorkloadProgram, begin: float) -> dict[str, Any]:
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(begin + program.arrival_s - loop.time())
+        row = await run(program)
+        return {
+            "id": program.id,
+            "arrival_s": program.arrival_s,
+            "latency_s": round(loop.time() - begin - program.arrival_s, 6),
+            "is_right": row["answer"] == program.gold,
+            **row,
+        }
+
     async def serve_all() -> list[dict[str, Any]]:
-        return list(await asyncio.gather(*map(serve, workload)))
+        begin = asyncio.get_running_loop().time()
+        return list(await asyncio.gather(*(serve_one(program, begin) for program in workload)))
 
     rows: list[dict[str, Any]] = engine.loop.run_until_complete(serve_all())
     return rows

@@ -22,6 +22,15 @@ from sglang_dynasor.platforms.virtual_clock.script import (
 from sglang_dynasor.platforms.virtual_clock.step_times import LinearStepTimes, MeasuredStepTimes
 
 
+class Letters:
+    """A tokenizer of one token a letter."""
+
+    eos_token_id = 2
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        return [ord(letter) for letter in text]
+
+
 def test_time_stands_still_until_the_clock_is_moved_on() -> None:
     loop = LogicalLoop(Clock())
     woken: list[float] = []
@@ -145,7 +154,7 @@ def test_a_requests_id_names_program_and_node(rid: str, expected: tuple[str, str
 
 def test_a_scripted_node_is_as_long_as_its_sample_and_ends_with_its_text() -> None:
     script = RecordedScript({"p": [Sample(6, "ab")]})
-    tokens = ScriptedTokens(script, lambda text: [ord(letter) for letter in text], 2)
+    tokens = ScriptedTokens(script, Letters())
     rid = "/default/p::0a1b2c3d.1.0."
     assert [tokens.token(rid, index) for index in range(6)] == [46, 46, 46, 97, 98, 2]
     tokens.forget(rid)

@@ -20,7 +20,7 @@ from sglang_dynasor.engine import DynasorEngine
 from sglang_dynasor.platforms.virtual_clock.channels import AwaitedInbox, Inbox, Outlet
 from sglang_dynasor.platforms.virtual_clock.clock import Clock, LogicalLoop
 from sglang_dynasor.platforms.virtual_clock.scheduler import OnVirtualClock, VirtualWorld
-from sglang_dynasor.platforms.virtual_clock.script import Script, ScriptedTokens
+from sglang_dynasor.platforms.virtual_clock.script import Script
 from sglang_dynasor.platforms.virtual_clock.step_times import StepTimes
 
 # Of the stand-in model, whose positions nothing is computed from.
@@ -57,7 +57,7 @@ class VirtualEngine(DynasorEngine):
         loop = LogicalLoop(Clock())
         asyncio.set_event_loop_policy(asyncio.DefaultEventLoopPolicy())  # upstream sets uvloop's
         asyncio.set_event_loop(loop)
-        world = VirtualEngine._world = VirtualWorld(loop, step_times, host_s)
+        world = VirtualEngine._world = VirtualWorld(loop, step_times, script, host_s)
         outputs = AwaitedInbox()
 
         def deliver(data: bytes) -> None:
@@ -73,12 +73,6 @@ class VirtualEngine(DynasorEngine):
         manager.send_to_scheduler = world.to_scheduler
         manager.recv_from_detokenizer = outputs
         self._detokenizer = _Detokenizer(self.server_args, self.port_args)
-        tokenizer = manager.tokenizer
-        world.tokens = ScriptedTokens(
-            script,
-            lambda text: tokenizer.encode(text, add_special_tokens=False),
-            tokenizer.eos_token_id,
-        )
         self._own_scheduler = VirtualEngine._scheduler
         loop.drive = self._drive
 

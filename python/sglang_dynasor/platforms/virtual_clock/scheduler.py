@@ -10,15 +10,13 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from sglang.srt.layers.logits_processor import LogitsProcessorOutput
 from sglang.srt.managers.scheduler_components.ipc_channels import SchedulerIpcChannels
 from sglang.srt.managers.scheduler_components.output_sender import SenderWrapper
-from sglang.srt.managers.utils import GenerationBatchResult
 
 from sglang_dynasor.platforms.virtual_clock.channels import Inbox, Outlet
 from sglang_dynasor.platforms.virtual_clock.clock import LogicalLoop
-from sglang_dynasor.platforms.virtual_clock.script import ScriptedTokens
+from sglang_dynasor.platforms.virtual_clock.model import PredictedModel
+from sglang_dynasor.platforms.virtual_clock.script import Script, ScriptedTokens
 from sglang_dynasor.platforms.virtual_clock.step_times import StepTimes
 
 
@@ -31,13 +29,13 @@ class VirtualWorld:
 
     loop: LogicalLoop
     step_times: StepTimes
+    script: Script
     host_s: float
     to_scheduler: Inbox = field(default_factory=Inbox)
     to_detokenizer: Outlet | None = None
     to_manager: Outlet | None = None
-    tokens: ScriptedTokens | None = None
+    model: PredictedModel | None = None
     awaited: asyncio.Future[Any] | None = None
-    steps: list[tuple[float, str, int]] = field(default_factory=list)  # begin, kind, size
 
 
 class OnVirtualClock:
@@ -59,8 +57,10 @@ class OnVirtualClock:
 
     def init_tp_model_worker(self: Any) -> None:
         super().init_tp_model_worker()  # type: ignore[misc]
-        self.tp_worker.forward_batch_generation = self._predicted_forward
-        self._device_free_at = 0.0
+        world = self.world
+        tokens = ScriptedTokens(world.script, self.tokenizer)
+        world.model = PredictedModel(tokens, world.step_times, world.loop.time)
+        self.tp_worker.forward_batch_generation = world.model.forward
 
     def ingest_requests(self: Any, *args: Any, **kwargs: Any) -> Any:
         """Let the clients live up to now; where nothing runs, up to what comes next."""
@@ -95,35 +95,4 @@ class OnVirtualClock:
     def process_batch_result(self: Any, batch: Any, result: Any) -> None:
         self.world.loop.clock.advance_to(result.logical_end)
         super().process_batch_result(batch, result)  # type: ignore[misc]
-        for req in batch.reqs:
-            if req.finished():
-                self.world.tokens.forget(req.rid)
-
-    def _predicted_forward(self: Any, batch: Any, *args: Any, **kwargs: Any) -> Any:
-        world = self.world
-        clock = world.loop.clock
-        size = len(batch.reqs)
-        if batch.forward_mode.is_decode():
-            kind = "decode"
-            lengths = [int(length) for length in batch.seq_lens_cpu]
-            took_ms = world.step_times.decode_ms(size, sum(lengths) / size)
-        else:
-            kind = "prefill"
-            lengths = [
-                past + new for past, new in zip(batch.prefix_lens, batch.extend_lens, strict=True)
-            ]
-            new, past = sum(batch.extend_lens) / size, sum(batch.prefix_lens) / size
-            took_ms = world.step_times.prefill_ms(size, new, past)
-        begins = max(clock.now, self._device_free_at)
-        self._device_free_at = begins + took_ms / 1000
-        world.steps.append((begins, kind, size))
-        tokens = [
-            world.tokens.token(req.rid, length - len(req.origin_input_ids))
-            for req, length in zip(batch.reqs, lengths, strict=True)
-        ]
-        result = GenerationBatchResult(
-            logits_output=LogitsProcessorOutput(next_token_logits=None),
-            next_token_ids=torch.tensor(tokens, dtype=torch.int64),
-        )
-        result.logical_end = self._device_free_at
-        return result
+        self.world.model.forget(batch)

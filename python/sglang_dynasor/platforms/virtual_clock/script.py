@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from sglang_dynasor.managers.engine_nodes import program_and_node
 
@@ -36,11 +36,10 @@ class RecordedScript:
 class ScriptedTokens:
     """The tokens of requests, by their ids; those of a request that has gone are forgotten."""
 
-    def __init__(self, script: Script, encode: Callable[[str], list[int]], eos_id: int) -> None:
+    def __init__(self, script: Script, tokenizer: Any) -> None:
         self._script = script
-        self._encode = encode
-        self._eos_id = eos_id
-        (self._filler,) = encode(".")
+        self._tokenizer = tokenizer
+        (self._filler,) = self._encode(".")
         self._tails: dict[str, tuple[int, list[int]]] = {}
 
     def token(self, rid: str, index: int) -> int:
@@ -58,5 +57,9 @@ class ScriptedTokens:
 
     def _tail(self, rid: str) -> tuple[int, list[int]]:
         sample = self._script.sample(*program_and_node(rid))
-        tail = [*self._encode(sample.text), self._eos_id]
+        tail = [*self._encode(sample.text), self._tokenizer.eos_token_id]
         return max(0, sample.n_tokens - len(tail)), tail
+
+    def _encode(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
+        return ids

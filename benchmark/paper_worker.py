@@ -1,0 +1,178 @@
+"""One simulation in a process of its own: a spec as JSON on stdin, a row per program on stdout.
+
+`coarse` N lets one step stand for N: lengths and pool are divided by N, step times multiplied. The
+scheduler then decides N times as rarely, and a run takes a fraction of the time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from paper_systems import System, register_static
+from serving_clients import OwnNodes, answers_of, own_vote
+from sglang_dynasor.config import DynasorConfig
+from sglang_dynasor.demo import Problem
+from sglang_dynasor.managers.node_paths import NodePaths, Tokens
+from sglang_dynasor.models import resolve_model
+from sglang_dynasor.platforms.virtual_clock.step_times import (
+    AIConfiguratorStepTimes,
+    LinearStepTimes,
+    MeasuredStepTimes,
+    StepTimes,
+)
+from sglang_dynasor.programs import Start, run_program
+from sglang_dynasor.simulate import (
+    WorkloadProgram,
+    prompt_of,
+    script_of,
+    serve,
+    simulate,
+    simulated_engine,
+    summary,
+)
+from stub_engine import StubEngine
+
+FEWEST_TOKENS = 8  # what an answer takes
+
+
+@dataclass(frozen=True, slots=True)
+class CoarseStepTimes:
+    """One step for `factor` of them."""
+
+    inner: StepTimes
+    factor: int
+
+    def decode_ms(self, batch: int, mean_context: float) -> float:
+        return self.factor * self.inner.decode_ms(batch, self.factor * mean_context)
+
+    def prefill_ms(self, batch: int, mean_new: float, mean_past: float) -> float:
+        return self.inner.prefill_ms(batch, self.factor * mean_new, self.factor * mean_past)
+
+
+def step_times_of(spec: dict[str, Any], coarse: int) -> StepTimes:
+    """`spec` is one of {"linear": [...]}, {"rows": [decode, prefill]}, {"hardware": ...}."""
+    times: StepTimes
+    if "linear" in spec:
+        times = LinearStepTimes(*spec["linear"])
+    elif "rows" in spec:
+        times = MeasuredStepTimes(*([tuple(row) for row in rows] for rows in spec["rows"]))
+    else:
+        times = AIConfiguratorStepTimes(spec["model"], spec["hardware"], 1, spec["extra_ms"])
+    return times if coarse == 1 else CoarseStepTimes(times, coarse)
+
+
+def coarsened(program: WorkloadProgram, factor: int) -> WorkloadProgram:
+    samples = [(max(FEWEST_TOKENS, round(n / factor)), answer) for n, answer in program.samples]
+    prompt = max(1, round(program.prompt_tokens / factor))
+    return replace(program, prompt_tokens=prompt, samples=samples)
+
+
+def client_loop(
+    engine: Any, workload: Sequence[WorkloadProgram], cap: int, limit: int, round_trip_s: float
+) -> list[dict[str, Any]]:
+    """Every program driven by its own client, on ordinary requests a round trip away."""
+    tokenizer = engine.tokenizer_manager.tokenizer
+    tokens = Tokens(
+        lambda text: list(tokenizer.encode(text, add_special_tokens=False)), tokenizer.decode
+    )
+    config = DynasorConfig(equality_time_limit_ms=0)
+
+    async def run(program: WorkloadProgram) -> dict[str, Any]:
+        async def generate(start: Start, ids: list[int], rid: str) -> dict[str, Any]:
+            await asyncio.sleep(round_trip_s)
+            params = {"temperature": 1.0, "max_new_tokens": limit}
+            output: dict[str, Any] = await engine.async_generate(
+                input_ids=ids, sampling_params=params, rid=rid
+            )
+            return output
+
+        timed = own_vote("loop", cap)
+        nodes = OwnNodes(
+            NodePaths(prompt_of(program), tokens),
+            generate,
+            engine.tokenizer_manager.abort_request,
+            lambda node: f"/client/{program.id}::00000000.0.{node}.",
+        )
+        problem = Problem(program.id, None, "", program.gold, "")
+        run = await run_program(timed, nodes, answers_of(problem, config, None))
+        parts = [*run.finished.values(), *run.cancelled.values()]
+        return {
+            "answer": run.outcome.answer,
+            "stop_reason": run.outcome.stop_reason,
+            "tokens": sum(part.n_tokens for part in parts),
+            "branches": len(run.finished),
+        }
+
+    return serve(engine, workload, run)
+
+
+def run(spec: dict[str, Any]) -> dict[str, Any]:
+    """Simulate: a row per program, a digest that equal runs share, and the number of steps."""
+    coarse, system = spec["coarse"], System(**spec["system"])
+    workload = [coarsened(WorkloadProgram(**given), coarse) for given in spec["workload"]]
+    register_static(spec["detect"], spec["threshold"], spec["cap"])
+    times = step_times_of(spec["step_times"], coarse)
+    limit = max(1, spec["max_new_tokens"] // coarse)
+    if spec["engine"] == "stub":
+        return {"rows": in_real_time(spec, workload, times, system, limit)}
+    with simulated_engine(
+        workload,
+        times,
+        kv_tokens=spec["kv_tokens"] // coarse,
+        max_running=spec["max_running"],
+        settings=dict(system.settings),
+        chunked_prefill_size=spec["chunked_prefill"] // coarse,
+        output_s=spec["output_s"],
+        host_s=spec["host_s"],
+    ) as engine:
+        if system.client == "loop":
+            rows = client_loop(engine, workload, spec["cap"], limit, spec["rtt_s"])
+        else:
+            rows = simulate(engine, workload, dict(system.fields), limit)
+        steps = len(engine.world.model.steps)
+    return {"rows": rows, "steps": steps, "digest": summary(rows)["digest"]}
+
+
+def in_real_time(
+    spec: dict[str, Any],
+    workload: Sequence[WorkloadProgram],
+    times: StepTimes,
+    system: System,
+    limit: int,
+) -> list[dict[str, Any]]:
+    """The same on the ordinary engine, whose model sleeps as long as predicted."""
+    warm_up = [replace(program, id=f"warm{program.id}", arrival_s=0.0) for program in workload[:4]]
+    engine = StubEngine(
+        script=script_of([*workload, *warm_up]),
+        step_times=times,
+        model_path=str(resolve_model("tiny_reasoner")),
+        max_total_tokens=spec["kv_tokens"],
+        max_running_requests=spec["max_running"],
+        chunked_prefill_size=spec["chunked_prefill"],
+        disable_cuda_graph=True,
+        dynasor={"equality_time_limit_ms": 0, **system.settings},
+    )
+    try:
+        simulate(engine, warm_up, dict(system.fields), limit)
+        engine.flush_cache()
+        return simulate(engine, workload, dict(system.fields), limit)
+    finally:
+        engine.shutdown()
+
+
+def main() -> None:
+    """Answer with one line of JSON, whatever else prints."""
+    reply = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    reply.write(json.dumps(run(json.load(sys.stdin))))
+    reply.flush()
+
+
+if __name__ == "__main__":
+    main()

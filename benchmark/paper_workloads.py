@@ -1,0 +1,151 @@
+"""The workloads of the paper's evaluation: made from the frozen numbers of paper_workloads.json.
+
+Each number there names its source, or the word assumption. `varied` moves the assumptions.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sglang_dynasor.simulate import WorkloadProgram
+
+FILE = Path(__file__).with_suffix(".json")
+RIGHT = "1"
+TRIALS = 100  # full votes that say how difficult a problem is (paper App. F)
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """The modelled engine. `kv_tokens` is its pool, `max_running` how many requests run at once."""
+
+    hardware: str
+    model: str
+    kv_tokens: int
+    max_running: int
+    max_new_tokens: int
+    chunked_prefill: int
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """Votes over `programs` problems, at most `cap` samples each.
+
+    A problem's share of right samples is drawn from the Beta distribution `right`, its wrong ones
+    are spread over `wrong_answers` by a Zipf law. Lengths are lognormal with sigmas between
+    problems and within one, around a mean that grows by `hard_factor` with the share of wrong
+    ones. `detect` and `threshold` are the paper's operating point, `rate` programs a second.
+    """
+
+    programs: int
+    cap: int
+    detect: int
+    threshold: float
+    rate: float
+    deadline_s: float
+    prompt_tokens: int
+    mean_tokens: float
+    problem_sigma: float
+    sample_sigma: float
+    hard_factor: float
+    right: tuple[float, float]
+    wrong_answers: int
+    wrong_zipf: float
+
+
+@dataclass(frozen=True, slots=True)
+class PaperProgram:
+    """A program and its difficulty, 1 to 3: always, sometimes or never right by the full vote."""
+
+    program: WorkloadProgram
+    difficulty: int
+
+
+def device() -> Device:
+    return Device(**_values("device"))
+
+
+def workload(name: str) -> Workload:
+    """Raises KeyError for one that is not in the file."""
+    return Workload(**_values(name))
+
+
+def names() -> list[str]:
+    return [name for name in json.loads(FILE.read_text()) if name != "device"]
+
+
+def assumptions(name: str) -> list[str]:
+    """Numbers of a workload that stand for a single real one and have no other source."""
+    given = json.loads(FILE.read_text())[name]
+    return [
+        field
+        for field, entry in given.items()
+        if entry["source"].startswith("assumption") and isinstance(entry["value"], float | int)
+    ]
+
+
+def _values(name: str) -> dict[str, Any]:
+    return {field: entry["value"] for field, entry in json.loads(FILE.read_text())[name].items()}
+
+
+def varied(base: Workload, field: str, factor: float) -> Workload:
+    """The workload with one of its numbers multiplied."""
+    value = getattr(base, field) * factor
+    return replace(
+        base, **{field: round(value) if isinstance(getattr(base, field), int) else value}
+    )
+
+
+def programs_of(
+    work: Workload, rate: float, seed: int, arrivals: Sequence[float] | None = None
+) -> list[PaperProgram]:
+    """Programs that arrive by chance at `rate` a second, or at `arrivals`."""
+    clock = random.Random(f"arrivals:{seed}")
+    now = 0.0
+    made = []
+    for number in range(work.programs):
+        now = arrivals[number] if arrivals else now + clock.expovariate(rate)
+        made.append(_program(work, f"p{number}", now, random.Random(f"problem:{seed}:{number}")))
+    return made
+
+
+def _program(work: Workload, name: str, arrival_s: float, rng: random.Random) -> PaperProgram:
+    p_right = rng.betavariate(*work.right)
+    weights = [(1 + rank) ** -work.wrong_zipf for rank in range(work.wrong_answers)]
+    wrong = [str(number + 2) for number in range(work.wrong_answers)]
+
+    def answer(source: random.Random) -> str:
+        return RIGHT if source.random() < p_right else source.choices(wrong, weights)[0]
+
+    between = work.problem_sigma
+    typical = (
+        work.mean_tokens
+        * (1 + work.hard_factor * (1 - p_right))
+        * rng.lognormvariate(-(between**2) / 2, between)
+    )
+    within = work.sample_sigma
+    samples = [
+        (max(12, round(typical * rng.lognormvariate(-(within**2) / 2, within))), answer(rng))
+        for _ in range(work.cap)
+    ]
+    prompt = max(16, round(work.prompt_tokens * rng.lognormvariate(-0.045, 0.3)))
+    program = WorkloadProgram(name, arrival_s, prompt, RIGHT, samples)
+    trials = random.Random(f"trials:{name}:{p_right}")
+    won = sum(_vote([answer(trials) for _ in range(work.cap)]) == RIGHT for _ in range(TRIALS))
+    return PaperProgram(program, 1 if won == TRIALS else 2 if won else 3)
+
+
+def _vote(answers: Sequence[str]) -> str:
+    return Counter(answers).most_common(1)[0][0]
+
+
+def variation(values: Sequence[float]) -> float:
+    """Standard deviation over mean."""
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((v - mean) ** 2 for v in values) / len(values)) / mean

@@ -1,0 +1,54 @@
+"""The ordinary engine of several processes whose model is a stub that sleeps.
+
+What the virtual clock predicts is held against this: the same scripts and step times, in real time,
+with real sockets and processes between the parts.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any
+
+from sglang_dynasor.engine import DynasorEngine
+from sglang_dynasor.platforms.virtual_clock.model import PredictedModel
+from sglang_dynasor.platforms.virtual_clock.script import Script, ScriptedTokens
+from sglang_dynasor.platforms.virtual_clock.step_times import StepTimes
+
+
+class OnRealClock:
+    """Goes before a scheduler class: the device takes as long as predicted, and waits for it."""
+
+    script: Script
+    step_times: StepTimes
+
+    def init_tp_model_worker(self: Any) -> None:
+        super().init_tp_model_worker()  # type: ignore[misc]
+        tokens = ScriptedTokens(self.script, self.tokenizer)
+        self._model = PredictedModel(tokens, self.step_times, time.perf_counter)
+        self.tp_worker.forward_batch_generation = self._model.forward
+
+    def process_batch_result(self: Any, batch: Any, result: Any) -> None:
+        time.sleep(max(0.0, result.logical_end - time.perf_counter()))
+        super().process_batch_result(batch, result)  # type: ignore[misc]
+        self._model.forget(batch)
+
+
+def run_scheduler(script: Script, step_times: StepTimes, *args: Any, **kwargs: Any) -> None:
+    """Upstream's scheduler process, with the stub in it."""
+    from sglang.srt.managers import scheduler as upstream
+    from sglang.srt.plugins import load_plugins
+
+    load_plugins()  # it replaces the scheduler's class; a second call does nothing
+    base = upstream.Scheduler
+    fields = {"script": script, "step_times": step_times}
+    upstream.Scheduler = type("StubScheduler", (OnRealClock, base), fields)
+    upstream.run_scheduler_process(*args, **kwargs)
+
+
+class StubEngine(DynasorEngine):
+    """`DynasorEngine` in real time, with the model of `VirtualEngine`."""
+
+    def __init__(self, *, script: Script, step_times: StepTimes, **kwargs: Any) -> None:
+        self.run_scheduler_process_func = partial(run_scheduler, script, step_times)
+        super().__init__(**kwargs)
