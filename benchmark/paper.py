@@ -22,7 +22,6 @@ one JSON object.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import math
 import statistics
@@ -34,6 +33,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from paper_report import FIGURE_18, draw_ladder, draw_rates, write_rows
 from paper_runs import Served, Setup, served_all, spec_of
 from paper_systems import LADDER, systems, with_fixed_knob
 from paper_workloads import PaperProgram, Workload, device, names, programs_of, variation, workload
@@ -43,8 +43,6 @@ from sglang_dynasor.offline import Sample, cheapest_equal, fixed_curve
 from sglang_dynasor.simulate import LABEL
 
 RESULTS = Path(__file__).parent / "results"
-# Mean seconds of the paper's Figure 18, in the order of LADDER.
-FIGURE_18 = {"sc_gsm8k": (410.0, 306.0, 165.0, 159.0, 134.0)}
 LADDER_TOLERANCE = 0.2
 RATED = ("lpm_fixed", "parrot", "fixed_equal", "client_side", "certaindex_sjf", "full_gang", "full")
 
@@ -139,6 +137,9 @@ def ladder(name: str, options: argparse.Namespace, console: Console) -> dict[str
     for step, row in rows.items():
         table.add_row(step, *map(str, row.values()))
     console.print(table)
+    listed = [{"step": step, **row} for step, row in rows.items()]
+    write_rows(options.output_dir / f"paper_{name}_ladder.csv", listed, facts(options))
+    draw_ladder(options.output_dir / f"paper_{name}_ladder.png", name, rows)
     held = all(abs(row["ratio"] - 1) <= LADDER_TOLERANCE for row in rows.values())
     return {"workload": name, "ladder": rows, "ladder_held": held}
 
@@ -152,8 +153,6 @@ def sweep(name: str, options: argparse.Namespace, console: Console) -> dict[str,
         for system in RATED:
             first = study.highest(system, first)
             rates[system].append(first)
-    rows = [row for study in studies for row in study.rows]
-    _write(name, rows, options)
     gains = {
         system: round(
             statistics.geometric_mean(
@@ -163,7 +162,10 @@ def sweep(name: str, options: argparse.Namespace, console: Console) -> dict[str,
         )
         for system in RATED
     }
-    scales = _scales(studies, rates, options)
+    scales = _scales(studies, rates)
+    rows = [row for study in studies for row in study.rows]
+    write_rows(options.output_dir / f"paper_{name}.csv", rows, facts(options))
+    draw_rates(options.output_dir / f"paper_{name}_rates.png", name, rows)
     return {
         "workload": name,
         "fixed_equal_knob": [study.knob for study in studies],
@@ -178,9 +180,7 @@ def sweep(name: str, options: argparse.Namespace, console: Console) -> dict[str,
     }
 
 
-def _scales(
-    studies: Sequence[Study], rates: dict[str, list[float]], options: argparse.Namespace
-) -> dict[str, Any]:
+def _scales(studies: Sequence[Study], rates: dict[str, list[float]]) -> dict[str, Any]:
     """At lpm_fixed's highest rate and at half of it: deadlines, tokens, accuracy, seconds."""
     found: dict[str, list[float]] = {
         name: []
@@ -194,16 +194,6 @@ def _scales(
         base, ours = study.at("lpm_fixed", rate / 2), study.at("full", rate / 2)
         found["mean_ratio_at_half"].append(ours["mean_s"] / base["mean_s"])
     return {name: round(statistics.fmean(values), 4) for name, values in found.items()}
-
-
-def _write(name: str, rows: Sequence[dict[str, Any]], options: argparse.Namespace) -> None:
-    facts_of = facts(options) | {"label": LABEL}
-    with (options.output_dir / f"paper_{name}.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*rows[0], *facts_of])
-        writer.writeheader()
-        for row in rows:
-            rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
-            writer.writerow(rounded | facts_of)
 
 
 def parse_options() -> argparse.Namespace:

@@ -36,8 +36,8 @@ SYSTEMS = {
 }
 MIXABLE = ("full",)  # beside the clients of the stock engine
 KINDS = ("vote", "chain", "rebase")
-# The reward model of a mix, in an engine of its own for each system; it rests with its system.
-REWARDS = {"reward_model_path": "tiny_reward", "reward_server_args": "--sleep-on-idle"}
+# Of a mix, in an engine of its own for each system.
+REWARDS = {"reward_model_path": "tiny_reward"}
 
 
 def kind_of(index: int, mix: bool) -> str:

@@ -39,7 +39,8 @@ class RewardServer:
         command = [
             *(sys.executable, "-m", "sglang_dynasor.managers.reward_server"),
             *("--model-path", str(path), "--is-embedding", "--host", _HOST, "--port", str(port)),
-            *("--log-level", "error", "--skip-server-warmup"),
+            # An idle engine spins; this one would take the time of the one beside it.
+            *("--log-level", "error", "--skip-server-warmup", "--sleep-on-idle"),
             *shlex.split(more_args),
         ]
         environment = {name: value for name, value in os.environ.items() if name != CONFIG_VARIABLE}
