@@ -44,7 +44,10 @@ from sglang_dynasor.simulate import LABEL
 
 RESULTS = Path(__file__).parent / "results"
 LADDER_TOLERANCE = 0.2
-RATED = ("lpm_fixed", "parrot", "fixed_equal", "client_side", "certaindex_sjf", "full_gang", "full")
+RATED = (
+    *("lpm_fixed", "parrot", "fixed_equal", "client_side", "certaindex_sjf"),
+    *("full_lpm", "full_gang", "full"),
+)
 
 
 class Study:
@@ -175,7 +178,11 @@ def sweep(name: str, options: argparse.Namespace, console: Console) -> dict[str,
         "rate_gain_vs_equal_fixed": gains["fixed_equal"],
         "rate_gain_vs_client": gains["client_side"],
         "rate_gain_vs_paper_policy": gains["certaindex_sjf"],
-        "rate_gain_of_order": gains["full_gang"],
+        "rate_gain_of_sjf": gains["full_gang"],
+        # Of the logarithm of the whole gain: what stopping gives under upstream's order.
+        "share_of_tokens": round(
+            math.log(gains["lpm_fixed"] / gains["full_lpm"]) / math.log(gains["lpm_fixed"]), 3
+        ),
         **scales,
     }
 

@@ -83,8 +83,8 @@ class DynasorConfig(BaseModel):
     starvation_factor: float = Field(
         32.0,
         gt=0,
-        description="a program goes first once it has waited as long as for all that waited before "
-        "it, and this many tokens of engine progress per token of its own expected work",
+        description="a program goes first once it has waited as long as for all that were there "
+        "before it, and this many tokens of engine progress per token of its own expected work",
     )
     speculative_share: float = Field(
         0.5,

@@ -45,10 +45,10 @@ POLICY_KEYS: dict[str, PolicyKey] = {"gang": _gang, "gang-sjf": _gang_sjf, "valu
 class ProgramOrder:
     """Keeps programs with waiting requests ranked; only those that changed are keyed again.
 
-    A program is escalated once the engine has computed, since its wait began, the work that waited
-    then and `starvation_factor` tokens for each token of the program's own: nobody waits much
-    longer than in the order of arrival, and however long the queue, the policy decides within that.
-    It stays escalated until nothing of it waits.
+    A program is escalated once the engine has computed, since its wait began, the work of all that
+    were there then and `starvation_factor` tokens for each token of the program's own: nobody waits
+    much longer than in the order of arrival, and however long the queue, the policy decides within
+    that. It stays escalated until nothing of it waits.
     """
 
     def __init__(self, table: ProgramTable, policy: str, starvation_factor: float) -> None:
@@ -58,7 +58,7 @@ class ProgramOrder:
         self._ranked: dict[int, ProgramEntry] = {}  # those that wait, by arrival, ranked last time
         self._changed: dict[int, ProgramEntry] = {}  # of these, the ones to key anew
         self._next_escalation = math.inf  # no entry is due before this progress
-        self._backlog = 0.0  # expected tokens of those that wait, each as its wait began
+        self._backlog = 0.0  # expected tokens of all that are there, each as it first waited
         self.follows_all = False  # whether every request that waits has been told of
 
     def update(self, entry: ProgramEntry) -> None:
@@ -68,7 +68,8 @@ class ProgramOrder:
         else:
             self._ranked.pop(entry.arrival, None)
             self._changed.pop(entry.arrival, None)
-            self._backlog = self._backlog - entry.need if self._ranked else 0.0
+        if entry.is_over:
+            self._backlog -= entry.need
             entry.need = 0.0
 
     def follow(self, entries: Iterable[ProgramEntry]) -> None:
@@ -80,10 +81,9 @@ class ProgramOrder:
     def clear(self) -> None:
         """Follow nothing any more; patience starts anew with the next program."""
         for entry in self._ranked.values():
-            entry.escalate_at, entry.escalated, entry.need = None, False, 0.0
+            entry.escalate_at, entry.escalated = None, False
         self._ranked.clear()
         self._changed.clear()
-        self._backlog = 0.0
         self._next_escalation = math.inf
         self.follows_all = False
 
@@ -122,10 +122,12 @@ class ProgramOrder:
     def _key(self, entry: ProgramEntry) -> None:
         if entry.escalate_at is None:
             assert entry.waiting_since is not None
-            before = self._backlog - entry.need
-            entry.need = max(1.0, self._table.remaining_tokens(entry))
-            self._backlog = before + entry.need
-            entry.escalate_at = entry.waiting_since + before + self._factor * entry.need
+            need = max(1.0, self._table.remaining_tokens(entry))
+            others = self._backlog - entry.need
+            if not entry.need:
+                entry.need = need
+                self._backlog += need
+            entry.escalate_at = entry.waiting_since + others + self._factor * need
             self._next_escalation = min(self._next_escalation, entry.escalate_at)
         if entry.escalated:
             entry.order_key = (_ESCALATED, entry.escalate_at, entry.arrival)

@@ -73,7 +73,7 @@ class ProgramEntry:
     waiting_since: int | None = None  # progress, tokens
     escalate_at: float | None = None  # set once for each wait
     escalated: bool = False
-    need: float = 0.0  # expected tokens as its wait began, 0 while it does not wait
+    need: float = 0.0  # expected tokens as it first waited, 0 before
     order_key: tuple[float, ...] = ()
     late: frozenset[Request] = frozenset()  # those that wait beyond the needed ones
     # Of the holds.
@@ -91,6 +91,11 @@ class ProgramEntry:
     def started(self) -> bool:
         """Whether it has been served: the gang whose requests go first."""
         return bool(self.running) or (self.open and self.finished > 0)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing of it is left and nobody will send more."""
+        return not (self.requests or self.open)
 
     @property
     def has_surplus(self) -> bool:

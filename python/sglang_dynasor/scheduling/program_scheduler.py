@@ -277,8 +277,7 @@ class ProgramScheduler:
     def _update(self, entry: ProgramEntry) -> None:
         """Let everything know that `entry` has changed."""
         if self._order is not None:
-            if self:
-                self._order.update(entry)
-            else:
+            self._order.update(entry)
+            if not self:
                 self._order.clear()
         self._room.update(entry)

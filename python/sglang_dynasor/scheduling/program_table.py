@@ -151,7 +151,7 @@ class ProgramTable:
 
     def drop_if_over(self, entry: ProgramEntry) -> None:
         """Let a program go that has no requests and is not open."""
-        if entry.key is None or entry.requests or entry.open:
+        if entry.key is None or not entry.is_over:
             return
         del self._programs[entry.key]
         if not entry.ended:
