@@ -50,7 +50,8 @@ def systems(cap: int, detect: int) -> dict[str, System]:
         "uniform_gang": System({"policy": "gang"}, uniform),
         "certaindex_lpm": System({"policy": "lpm"}, static),
         "certaindex_gang": System({"policy": "gang"}, static),
-        "certaindex_sjf": System({"policy": "gang-sjf"}, static),
+        # All are worth the same there, so that this is shortest first without running ones first.
+        "certaindex_sjf": System({"policy": "value"}, static),
         "client_side": System({"policy": "lpm"}, most, "loop"),
         "full_lpm": System({"policy": "lpm"}, most),
         "full_gang": System({"policy": "gang"}, most),

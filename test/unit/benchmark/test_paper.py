@@ -83,7 +83,7 @@ def test_every_number_of_the_frozen_file_says_where_it_is_from() -> None:
 def test_the_steps_of_the_ladder_ask_for_what_the_papers_client_asks_for() -> None:
     every = systems(20, 5)
     assert [every[step].settings["policy"] for step in LADDER] == [
-        *("lpm", "gang", "lpm", "gang", "gang-sjf")
+        *("lpm", "gang", "lpm", "gang", "value")
     ]
     for step in LADDER:
         assert every[step].fields["grants"] == "5,15"
