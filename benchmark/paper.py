@@ -26,6 +26,7 @@ import json
 import math
 import statistics
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,10 +45,17 @@ from sglang_dynasor.simulate import LABEL
 
 RESULTS = Path(__file__).parent / "results"
 LADDER_TOLERANCE = 0.2
-RATED = (
-    *("lpm_fixed", "parrot", "fixed_equal", "client_side", "certaindex_sjf"),
-    *("full_lpm", "full_gang", "full"),
-)
+# Whose highest rate is searched, and where the search begins, in multiples of --first-rate.
+RATED = {
+    "lpm_fixed": 1.0,
+    "parrot": 1.0,
+    "fixed_equal": 2.0,
+    "client_side": 3.0,
+    "certaindex_sjf": 2.0,
+    "full_lpm": 4.0,
+    "full_gang": 4.0,
+    "full": 4.0,
+}
 
 
 class Study:
@@ -57,7 +65,6 @@ class Study:
         self.work = workload(name)
         self._setup = Setup(device(), options.extra_ms, options.coarse)
         self._minutes = options.minutes
-        self._jobs = options.jobs
         self._seed = seed
         self._console = console
         self.systems = systems(self.work.cap, self.work.detect)
@@ -150,12 +157,15 @@ def ladder(name: str, options: argparse.Namespace, console: Console) -> dict[str
 def sweep(name: str, options: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Highest rates and what they come to."""
     studies = [Study(name, options, seed, console) for seed in range(options.seeds)]
-    rates: dict[str, list[float]] = {system: [] for system in RATED}
-    for study in studies:
-        first = options.first_rate
-        for system in RATED:
-            first = study.highest(system, first)
-            rates[system].append(first)
+    searches = [(study, system) for study in studies for system in RATED]
+    with ThreadPoolExecutor(options.jobs) as pool:
+        found = pool.map(
+            lambda search: search[0].highest(search[1], options.first_rate * RATED[search[1]]),
+            searches,
+        )
+        rates: dict[str, list[float]] = {system: [] for system in RATED}
+        for (_, system), rate in zip(searches, found, strict=True):
+            rates[system].append(rate)
     gains = {
         system: round(
             statistics.geometric_mean(
