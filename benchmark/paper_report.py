@@ -45,8 +45,11 @@ def draw_rates(path: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> None
     """Attainment, the deadlines that 90% meet and accuracy against the rate; means over seeds."""
     pyplot = _pyplot()
     figure, columns = pyplot.subplots(1, 3, figsize=(15, 4.5), layout="constrained")
-    shown = (("attainment", "deadline met"), ("slo_scale", "scale of deadlines 90% meet"))
-    shown = (*shown, ("accuracy", "right answers"))
+    shown = (
+        ("attainment", "deadline met"),
+        ("slo_scale", "scale of deadlines 90% meet"),
+        ("accuracy", "right answers"),
+    )
     for system in dict.fromkeys(row["system"] for row in rows):
         for axes, (column, _) in zip(columns, shown, strict=True):
             axes.plot(*_means(rows, system, column), ".-", label=system)

@@ -23,7 +23,7 @@ from sglang_dynasor.simulate import WorkloadProgram
 STUB_STEPS = {"linear": [20.0, 0.06, 0.00002, 0.02]}  # ms: near an A100's, beyond what hosts take
 STUB_PROGRAMS, STUB_RATE = 60, 1.5
 STUB_SYSTEMS = ("lpm_fixed", "full")
-REAL = {"problems": 90, "seed": 3, "cap": 16, "max_running": 32, "kv_tokens": 8192}
+REAL: dict[str, Any] = {"problems": 90, "seed": 3, "cap": 16, "max_running": 32, "kv_tokens": 8192}
 POLICIES: dict[str, dict[str, Any]] = {
     "lpm": {"policy": "lpm", "draw": "rounds"},
     "gang": {"policy": "gang", "draw": "rounds"},

@@ -16,34 +16,36 @@ from sglang_dynasor.platforms.virtual_clock.script import Script, ScriptedTokens
 from sglang_dynasor.platforms.virtual_clock.step_times import StepTimes
 
 
-class OnRealClock:
-    """Goes before a scheduler class: the device takes as long as predicted, and waits for it."""
-
-    script: Script
-    step_times: StepTimes
-
-    def init_tp_model_worker(self: Any) -> None:
-        super().init_tp_model_worker()  # type: ignore[misc]
-        tokens = ScriptedTokens(self.script, self.tokenizer)
-        self._model = PredictedModel(tokens, self.step_times, time.perf_counter)
-        self.tp_worker.forward_batch_generation = self._model.forward
-
-    def process_batch_result(self: Any, batch: Any, result: Any) -> None:
-        time.sleep(max(0.0, result.logical_end - time.perf_counter()))
-        super().process_batch_result(batch, result)  # type: ignore[misc]
-        self._model.forget(batch)
-
-
 def run_scheduler(script: Script, step_times: StepTimes, *args: Any, **kwargs: Any) -> None:
     """Upstream's scheduler process, with the stub in it."""
     from sglang.srt.managers import scheduler as upstream
     from sglang.srt.plugins import load_plugins
 
     load_plugins()  # it replaces the scheduler's class; a second call does nothing
-    base = upstream.Scheduler
-    fields = {"script": script, "step_times": step_times}
-    upstream.Scheduler = type("StubScheduler", (OnRealClock, base), fields)
+    give_stub(upstream.Scheduler, script, step_times)
     upstream.run_scheduler_process(*args, **kwargs)
+
+
+def give_stub(scheduler: Any, script: Script, step_times: StepTimes) -> None:
+    """Replace the model of a scheduler class: the device takes as long as predicted.
+
+    In place, for another class would not pass the handshake.
+    """
+    init, process = scheduler.init_tp_model_worker, scheduler.process_batch_result
+
+    def init_tp_model_worker(self: Any) -> None:
+        init(self)
+        tokens = ScriptedTokens(script, self.tokenizer)
+        self.stub = PredictedModel(tokens, step_times, time.perf_counter)
+        self.tp_worker.forward_batch_generation = self.stub.forward
+
+    def process_batch_result(self: Any, batch: Any, result: Any) -> None:
+        time.sleep(max(0.0, result.logical_end - time.perf_counter()))
+        process(self, batch, result)
+        self.stub.forget(batch)
+
+    scheduler.init_tp_model_worker = init_tp_model_worker
+    scheduler.process_batch_result = process_batch_result
 
 
 class StubEngine(DynasorEngine):
