@@ -6,11 +6,13 @@ with real sockets and processes between the parts.
 
 from __future__ import annotations
 
+import os
 import time
 from functools import partial
 from typing import Any
 
 from sglang_dynasor.engine import DynasorEngine
+from sglang_dynasor.platforms.virtual_clock.engine import CONTEXT_LENGTH
 from sglang_dynasor.platforms.virtual_clock.model import PredictedModel
 from sglang_dynasor.platforms.virtual_clock.script import Script, ScriptedTokens
 from sglang_dynasor.platforms.virtual_clock.step_times import StepTimes
@@ -53,4 +55,5 @@ class StubEngine(DynasorEngine):
 
     def __init__(self, *, script: Script, step_times: StepTimes, **kwargs: Any) -> None:
         self.run_scheduler_process_func = partial(run_scheduler, script, step_times)
-        super().__init__(**kwargs)
+        os.environ["SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN"] = "1"  # of the stand-in model
+        super().__init__(context_length=CONTEXT_LENGTH, **kwargs)
