@@ -57,7 +57,7 @@ class Real:
         """Rows of `step_times`, and the problems as programs whose samples are those generated."""
         self._engine.run_batch([self._program(i, {"mode": "shadow"}) for i in range(16)])
         options = argparse.Namespace(
-            seed=spec["seed"], vocabulary=32, decode_tokens=64, repeats=5, max_prompt=512
+            seed=spec["seed"], vocabulary=32, decode_tokens=64, repeats=5, max_prompt=256
         )
         options.max_batch = spec["max_running"]
         rows = step_times.measure(self._engine, options)

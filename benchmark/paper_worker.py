@@ -110,13 +110,13 @@ def client_loop(
             lambda node: f"{program.id}{BRANCH}{node}",
         )
         problem = Problem(program.id, None, "", program.gold, "")
-        run = await run_program(timed, nodes, answers_of(problem, config, None))
-        parts = [*run.finished.values(), *run.cancelled.values()]
+        done = await run_program(timed, nodes, answers_of(problem, config, None))
+        parts = [*done.finished.values(), *done.cancelled.values()]
         return {
-            "answer": run.outcome.answer,
-            "stop_reason": run.outcome.stop_reason,
+            "answer": done.outcome.answer,
+            "stop_reason": done.outcome.stop_reason,
             "tokens": sum(part.n_tokens for part in parts),
-            "branches": len(run.finished),
+            "branches": len(done.finished),
         }
 
     return serve(engine, workload, run)
