@@ -66,6 +66,11 @@ BENCHMARKS = (
         f"{SERVING} --full '{{}}' --systems lpm_fixed,client_side,full --loads 0.25,0.5,0.9,1.2 "
         "--arrival-seeds 2 --programs 67 --overload-programs 150 --skip-rate-gain",
     ),
+    Benchmark(
+        "serving_mix",
+        8,
+        f"{SERVING} --mix --systems client_side,full --loads 0.9 --programs 60 --skip-rate-gain",
+    ),
     Benchmark("serving_rate", 33, f"{SERVING} --systems client_side,gang_sjf_fixed,full"),
 )
 
