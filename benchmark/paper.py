@@ -35,7 +35,7 @@ from rich.console import Console
 from rich.table import Table
 
 from paper_report import FIGURE_18, draw_ladder, draw_rates, write_rows
-from paper_runs import Served, Setup, served_all, spec_of
+from paper_runs import Served, Setup, served, served_all, spec_of
 from paper_systems import LADDER, systems, with_fixed_knob
 from paper_workloads import PaperProgram, Workload, device, names, programs_of, variation, workload
 from serving_load import TARGET_ATTAINMENT, counted_from, highest_rate
@@ -87,9 +87,9 @@ class Study:
         count = math.ceil(60 * self._minutes * rate)
         made = programs_of(replace(self.work, programs=count), rate, self._seed)
         spec = spec_of(self.work, made, self.systems[name], self._setup)
-        (served,) = served_all([spec], 1)
+        result = served(spec)
         row = {"system": name, "rate": round(rate, 4), "seed": self._seed}
-        row |= figures(made, served, self.work, counted_from(count))
+        row |= figures(made, result, self.work, counted_from(count))
         self.rows.append(row)
         self._console.print(
             f"{name} at {rate:.2f}/s: mean {row['mean_s']:.1f} s, attainment "
@@ -104,23 +104,23 @@ class Study:
 
 
 def figures(
-    made: Sequence[PaperProgram], served: Served, work: Workload, first: int
+    made: Sequence[PaperProgram], result: Served, work: Workload, first: int
 ) -> dict[str, Any]:
     """What is reported of a run; programs before `first` find an emptier engine and don't count."""
     loads = [
         latency / (work.deadline_s * entry.difficulty)
-        for entry, latency in zip(made, served.latencies, strict=True)
+        for entry, latency in zip(made, result.latencies, strict=True)
     ][first:]
-    latencies = sorted(served.latencies[first:])
+    latencies = sorted(result.latencies[first:])
     return {
         "attainment": sum(load <= 1 for load in loads) / len(loads),
         "slo_scale": sorted(loads)[math.ceil(TARGET_ATTAINMENT * len(loads)) - 1],
         "mean_s": statistics.fmean(latencies),
         "p90_s": latencies[math.ceil(0.9 * len(latencies)) - 1],
         "p99_s": latencies[math.ceil(0.99 * len(latencies)) - 1],
-        "tokens": statistics.fmean(served.tokens[first:]),
-        "accuracy": statistics.fmean(served.right[first:]),
-        "size_cv": variation(served.tokens[first:]),
+        "tokens": statistics.fmean(result.tokens[first:]),
+        "accuracy": statistics.fmean(result.right[first:]),
+        "size_cv": variation(result.tokens[first:]),
     }
 
 
@@ -131,9 +131,9 @@ def ladder(name: str, options: argparse.Namespace, console: Console) -> dict[str
     made = programs_of(work, work.rate, 0)
     every = systems(work.cap, work.detect)
     specs = [spec_of(work, made, every[step], setup) for step in LADDER]
-    served = served_all(specs, options.jobs)
+    results = served_all(specs, options.jobs)
     rows = {}
-    for step, result, printed in zip(LADDER, served, FIGURE_18[name], strict=True):
+    for step, result, printed in zip(LADDER, results, FIGURE_18[name], strict=True):
         rows[step] = {
             "mean_s": round(result.mean_s, 1),
             "paper_s": printed,

@@ -7,12 +7,10 @@ every problem generates; `op` serve runs the same problems at given arrivals, on
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import sys
 from typing import Any
 
 import step_times
+from paper_runs import answer
 from sglang_dynasor.demo import load_problems, problem_seed
 from sglang_dynasor.engine import DynasorEngine
 from sglang_dynasor.models import recommended_temperature, resolve_model
@@ -109,20 +107,14 @@ class Real:
         )
 
 
-def main() -> None:
-    """Answer with one line of JSON, whatever else prints."""
-    reply = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    spec = json.load(sys.stdin)
+def run(spec: dict[str, Any]) -> Any:
+    """Do what is asked, and end the engine."""
     real = Real(spec)
     try:
-        reply.write(
-            json.dumps(getattr(real, {"record": "record", "serve": "serve"}[spec["op"]])(spec))
-        )
-        reply.flush()
+        return real.record(spec) if spec["op"] == "record" else real.serve(spec)
     finally:
         real.close()
 
 
 if __name__ == "__main__":
-    main()
+    answer(run)

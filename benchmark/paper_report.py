@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from arms import rounded
 from sglang_dynasor.simulate import LABEL
 
 # Mean seconds of the paper's Figure 18, in the order of paper_systems.LADDER.
@@ -20,8 +21,7 @@ def write_rows(path: Path, rows: Sequence[dict[str, Any]], facts: Mapping[str, A
         writer = csv.DictWriter(file, [*rows[0], *source])
         writer.writeheader()
         for row in rows:
-            rounded = {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
-            writer.writerow(rounded | source)
+            writer.writerow(rounded(row) | source)
 
 
 def draw_ladder(path: Path, name: str, rows: Mapping[str, Mapping[str, float]]) -> None:

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 
 from paper_systems import System
 from paper_workloads import Device, PaperProgram, Workload
+from sglang_dynasor.simulate import WorkloadProgram
 
 HERE = Path(__file__).parent
 ROUND_TRIP_S = 0.02  # of a client that drives its own programs, each round
@@ -36,7 +37,6 @@ class Served:
     latencies: list[float]
     tokens: list[float]
     right: list[bool]
-    digest: str
 
     @property
     def mean_s(self) -> float:
@@ -51,32 +51,46 @@ class Served:
         return sum(self.tokens) / len(self.tokens)
 
 
-def spec_of(
-    work: Workload, programs: Sequence[PaperProgram], system: System, setup: Setup
+def simulation(
+    work: Workload,
+    programs: Sequence[WorkloadProgram],
+    system: System,
+    step_times: dict[str, Any],
+    **limits: Any,
 ) -> dict[str, Any]:
-    """What `paper_worker` runs."""
-    device = setup.device
+    """What `paper_worker` runs: at full resolution, and nothing takes time but the device.
+
+    `limits` are those of the device, and whatever is to be otherwise.
+    """
     return {
         "engine": "virtual",
-        "workload": [asdict(entry.program) for entry in programs],
+        "workload": [asdict(program) for program in programs],
         "system": asdict(system),
         "detect": work.detect,
         "threshold": work.threshold,
         "cap": work.cap,
-        "coarse": setup.coarse,
-        "step_times": {
-            "hardware": device.hardware,
-            "model": device.model,
-            "extra_ms": setup.extra_ms,
-        },
-        "kv_tokens": device.kv_tokens,
-        "max_running": device.max_running,
-        "max_new_tokens": device.max_new_tokens,
-        "chunked_prefill": device.chunked_prefill,
-        "output_s": OUTPUT_S,
+        "coarse": 1,
+        "step_times": step_times,
+        "output_s": 0.0,
         "host_s": 0.0,
-        "rtt_s": ROUND_TRIP_S,
+        "rtt_s": 0.0,
+        **limits,
     }
+
+
+def spec_of(
+    work: Workload, programs: Sequence[PaperProgram], system: System, setup: Setup
+) -> dict[str, Any]:
+    """A simulation on the modelled device."""
+    limits = asdict(setup.device)
+    step_times = {
+        "hardware": limits.pop("hardware"),
+        "model": limits.pop("model"),
+        "extra_ms": setup.extra_ms,
+    }
+    made = [entry.program for entry in programs]
+    times = {"coarse": setup.coarse, "output_s": OUTPUT_S, "rtt_s": ROUND_TRIP_S}
+    return simulation(work, made, system, step_times, **limits, **times)
 
 
 def asked(script: str, spec: dict[str, Any], hash_seed: int = 0) -> Any:
@@ -94,15 +108,21 @@ def asked(script: str, spec: dict[str, Any], hash_seed: int = 0) -> Any:
     return json.loads(done.stdout)
 
 
+def answer(run: Callable[[dict[str, Any]], Any]) -> None:
+    """In such a script: read the spec, and reply with nothing else on stdout, whatever prints."""
+    reply = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    reply.write(json.dumps(run(json.load(sys.stdin))))
+    reply.flush()
+
+
 def served(spec: dict[str, Any]) -> Served:
     """Run one simulation."""
-    reply = asked("paper_worker.py", spec)
-    rows = reply["rows"]
+    rows = asked("paper_worker.py", spec)["rows"]
     return Served(
         [row["latency_s"] for row in rows],
         [spec["coarse"] * row["tokens"] for row in rows],
         [row["is_right"] for row in rows],
-        reply["digest"],
     )
 
 

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from scipy.stats import spearmanr
 
-from paper_runs import asked
+from paper_real import MAX_NEW_TOKENS
+from paper_runs import asked, simulation
 from paper_systems import System, systems
 from paper_workloads import Workload, programs_of, workload
 from serving_load import poisson_arrivals
 from sglang_dynasor.simulate import WorkloadProgram
 
 STUB_STEPS = {"linear": [20.0, 0.06, 0.00002, 0.02]}  # ms: near an A100's, beyond what hosts take
+LIMITS = {"max_new_tokens": 1024, "chunked_prefill": 8192}
 STUB_PROGRAMS, STUB_RATE = 60, 1.5
 STUB_SYSTEMS = ("lpm_fixed", "full")
 REAL: dict[str, Any] = {"problems": 90, "seed": 3, "cap": 16, "max_running": 32, "kv_tokens": 8192}
@@ -40,32 +42,6 @@ def relative_error(predicted: Sequence[float], real: Sequence[float]) -> float:
     return statistics.fmean(errors) / statistics.fmean(real)
 
 
-def spec_of(
-    programs: Sequence[WorkloadProgram],
-    system: System,
-    step_times: dict[str, Any],
-    work: Workload,
-    **limits: Any,
-) -> dict[str, Any]:
-    """A simulation at full resolution."""
-    return {
-        "engine": "virtual",
-        "workload": [asdict(program) for program in programs],
-        "system": asdict(system),
-        "detect": work.detect,
-        "threshold": work.threshold,
-        "cap": work.cap,
-        "coarse": 1,
-        "step_times": step_times,
-        "max_new_tokens": 1024,
-        "chunked_prefill": 8192,
-        "output_s": 0.0,
-        "host_s": 0.0,
-        "rtt_s": 0.0,
-        **limits,
-    }
-
-
 def stub() -> dict[str, Any]:
     """Per system: error of latencies, and whether tokens and answers are equal."""
     work = replace(workload("sc_gsm8k"), programs=STUB_PROGRAMS, cap=8)
@@ -73,7 +49,8 @@ def stub() -> dict[str, Any]:
     found = {}
     for name in STUB_SYSTEMS:
         system = systems(work.cap, work.detect)[name]
-        spec = spec_of(programs, system, STUB_STEPS, work, kv_tokens=200_000, max_running=128)
+        limits = {**LIMITS, "kv_tokens": 200_000, "max_running": 128}
+        spec = simulation(work, programs, system, STUB_STEPS, **limits)
         virtual = asked("paper_worker.py", spec)["rows"]
         real = asked("paper_worker.py", {**spec, "engine": "stub"})["rows"]
         same = [a["tokens"] == b["tokens"] for a, b in zip(virtual, real, strict=True)]
@@ -132,7 +109,8 @@ def digests() -> list[str]:
     work = replace(workload("sc_gsm8k"), programs=40)
     programs = [entry.program for entry in programs_of(work, 4.0, 1)]
     system = systems(work.cap, work.detect)["full"]
-    spec = spec_of(programs, system, STUB_STEPS, work, kv_tokens=20_000, max_running=64)
+    limits = {**LIMITS, "kv_tokens": 20_000, "max_running": 64}
+    spec = simulation(work, programs, system, STUB_STEPS, **limits)
     return [asked("paper_worker.py", spec, seed)["digest"] for seed in (1, 2)]
 
 
@@ -176,10 +154,9 @@ def _predicted(
     most = {"algorithm": "self_consistency", "max_branches": work.cap}
     system = System(settings, {**most, **(fields or {})})
     limits = {key: REAL[key] for key in ("max_running", "kv_tokens")}
-    rows: list[dict[str, Any]] = asked(
-        "paper_worker.py",
-        {**spec_of(arrived, system, step_times, work, **limits), "max_new_tokens": 256},
-    )["rows"]
+    limits = {**LIMITS, **limits, "max_new_tokens": MAX_NEW_TOKENS}
+    spec = simulation(work, arrived, system, step_times, **limits)
+    rows: list[dict[str, Any]] = asked("paper_worker.py", spec)["rows"]
     return rows
 
 

@@ -7,13 +7,11 @@ scheduler then decides N times as rarely, and a run takes a fraction of the time
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from paper_runs import answer
 from paper_systems import System, register_static
 from serving_clients import OwnNodes, answers_of, own_vote
 from sglang_dynasor.config import DynasorConfig
@@ -177,13 +175,5 @@ def in_real_time(
         engine.shutdown()
 
 
-def main() -> None:
-    """Answer with one line of JSON, whatever else prints."""
-    reply = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    reply.write(json.dumps(run(json.load(sys.stdin))))
-    reply.flush()
-
-
 if __name__ == "__main__":
-    main()
+    answer(run)

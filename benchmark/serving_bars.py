@@ -14,13 +14,11 @@ RATIO_BARS = (
     ("gang_sjf_fixed", 0.9, "mean", 0.8),
     ("gang_sjf_fixed", 0.9, "p99", 1.1),
 )
+MIX_BARS = (("full", 0.9, "mean", 0.6), ("full", 0.9, "p95", 1.0))
 HIGHEST_HARM_BOUND = 0.01
 LEAST_RATE_GAIN = 1.8
 LEAST_GAIN_OVER_TOKENS = 1.05  # order must add to what stopping gives
 TOKEN_LOAD = 0.9
-
-
-MIX_BARS = (("full", 0.9, "mean", 0.6), ("full", 0.9, "p95", 1.0))
 
 
 def bars(result: dict[str, Any]) -> dict[str, bool]:

@@ -127,7 +127,7 @@ def test_attainment_holds_each_program_against_its_own_deadline() -> None:
     work = replace(workload("sc_math"), deadline_s=10.0)
     program = WorkloadProgram("p", 0.0, 1, "1", [(1, "1")])
     made = [PaperProgram(program, difficulty) for difficulty in (1, 1, 2, 3)]
-    served = Served([99.0, 9.0, 19.0, 31.0], [5.0] * 4, [True, True, True, False], "")
+    served = Served([99.0, 9.0, 19.0, 31.0], [5.0] * 4, [True, True, True, False])
     found = figures(made, served, work, first=1)
     assert found["attainment"] == pytest.approx(2 / 3)
     assert found["slo_scale"] == pytest.approx(31 / 30)
