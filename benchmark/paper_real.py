@@ -1,18 +1,26 @@
 """The tiny reasoner in real time, in a process of its own: what the virtual clock has to predict.
 
-A spec as JSON on stdin. `op` record measures step times and, in shadow mode, what every branch of
-every problem generates; `op` serve runs the same problems at given arrivals, one run after another.
+    python benchmark/paper_real.py '{"settings": {...}, ...}'    (started by paper.py --validate)
+
+Takes commands on stdin and answers each with one line of JSON on stdout. `op` samples tells what
+every branch of every problem generates; `op` serve runs problems at given arrivals, and tells how
+long the passes of the engine took meanwhile.
 """
 
 from __future__ import annotations
 
-import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
-import step_times
-from paper_runs import answer
+from paper_systems import register_static
+from recorded_engine import RecordedEngine, recorded
 from sglang_dynasor.demo import load_problems, problem_seed
-from sglang_dynasor.engine import DynasorEngine
 from sglang_dynasor.models import recommended_temperature, resolve_model
 from sglang_dynasor.platforms import activate
 from sglang_dynasor.programs import Program, ProgramResult
@@ -20,24 +28,33 @@ from sglang_dynasor.simulate import WorkloadProgram, serve
 
 MODEL = "tiny_reasoner"
 MAX_NEW_TOKENS = 256
+WARM_UP = 16  # programs
+DETECT = 5  # branches of a program's first round, where it runs in two
 
 
 class Real:
-    """An engine and the problems it is asked."""
+    """An engine with one policy, and the problems it is asked."""
 
-    def __init__(self, spec: dict[str, Any]) -> None:
+    def __init__(self, spec: dict[str, Any], log: Path) -> None:
         model = resolve_model(MODEL)
         self._cap: int = spec["cap"]
+        self._fields: dict[str, Any] = spec["fields"]
         self._problems = load_problems(None, spec["problems"], spec["seed"])
         self._temperature = recommended_temperature(model) or 1.0
+        self._log = log
+        self._calls: dict[str, tuple[float, float]] = {}
         activate()
-        self._engine = DynasorEngine(
+        register_static(detect=DETECT, threshold=0.7, cap=self._cap)
+        self._engine = RecordedEngine(
+            log=log,
             model_path=str(model),
             sampling_backend="keyed",
             max_running_requests=spec["max_running"],
             max_total_tokens=spec["kv_tokens"],
+            sleep_on_idle=True,  # while the other policies have their turn
             dynasor={"equality_time_limit_ms": 0, **spec["settings"]},
         )
+        self._note_calls()
         tokenizer = self._engine.tokenizer_manager.tokenizer
         self._prompts = [
             list(
@@ -47,27 +64,37 @@ class Real:
             )
             for problem in self._problems
         ]
+        self._engine.run_batch([self._program(index, self._fields) for index in range(WARM_UP)])
 
     def close(self) -> None:
         self._engine.shutdown()
 
-    def record(self, spec: dict[str, Any]) -> dict[str, Any]:
-        """Rows of `step_times`, and the problems as programs whose samples are those generated."""
-        self._engine.run_batch([self._program(i, {"mode": "shadow"}) for i in range(16)])
-        options = argparse.Namespace(
-            seed=spec["seed"], vocabulary=32, decode_tokens=64, repeats=5, max_prompt=256
+    def run(self, command: dict[str, Any]) -> Any:
+        return self._samples() if command["op"] == "samples" else self._serve(command)
+
+    def _note_calls(self) -> None:
+        """When each request is sent and its last output is here, beside upstream's own path."""
+        upstream = next(
+            kind
+            for kind in type(self._engine.tokenizer_manager).__mro__
+            if kind.__module__.startswith("sglang.") and "generate_request" in vars(kind)
         )
-        options.max_batch = spec["max_running"]
-        rows = step_times.measure(self._engine, options)
-        shadow = [
-            self._program(index, {"mode": "shadow", "detail": "branches"})
-            for index in range(len(self._problems))
-        ]
-        results = self._engine.run_batch(shadow)
-        return {
-            "step_times": rows,
-            "programs": list(map(self._recorded, range(len(shadow)), results)),
-        }
+        generate, calls = upstream.generate_request, self._calls
+
+        async def generate_request(manager: Any, obj: Any, *args: Any) -> AsyncIterator[Any]:
+            sent = time.perf_counter()
+            async for output in generate(manager, obj, *args):
+                yield output
+            calls[obj.rid] = sent, time.perf_counter()
+
+        upstream.generate_request = generate_request
+
+    def _samples(self) -> list[dict[str, Any]]:
+        """The problems as programs whose samples are those generated."""
+        fields = {"mode": "shadow", "detail": "branches"}
+        every = range(len(self._problems))
+        results = self._engine.run_batch([self._program(index, fields) for index in every])
+        return list(map(self._recorded, every, results))
 
     def _recorded(self, index: int, result: ProgramResult) -> dict[str, Any]:
         samples = [(one["tokens"], one["answer"]) for one in result.report["branch_details"]]
@@ -75,24 +102,44 @@ class Real:
         gold = self._problems[index].gold
         return {"id": f"p{index}", "prompt_tokens": prompt, "gold": gold, "samples": samples}
 
-    def serve(self, spec: dict[str, Any]) -> list[list[dict[str, Any]]]:
-        """Rows of every run, each from an empty cache; the first is a warm-up."""
-        self._engine.run_batch([self._program(index, {}) for index in range(16)])
-        return [self._served(arrivals) for arrivals in spec["arrivals"]]
+    def _serve(self, command: dict[str, Any]) -> dict[str, Any]:
+        """From an empty cache: rows of the programs, and of passes and requests meanwhile.
 
-    def _served(self, arrivals: list[float]) -> list[dict[str, Any]]:
+        `came_s` is what a request took to the scheduler if those before it had to be through, and
+        `went_s` what its last output took back, in order.
+        """
         self._engine.flush_cache()
-        indices = {f"p{index}": index for index in range(len(arrivals))}
+        recorded(self._log)
+        self._calls.clear()
+        indices, arrivals = command["problems"], command["arrivals"]
         workload = [
-            WorkloadProgram(name, arrival_s, 1, self._problems[index].gold, ((1, ""),))
-            for (name, index), arrival_s in zip(indices.items(), arrivals, strict=True)
+            WorkloadProgram(f"p{index}", arrival_s, 1, self._problems[index].gold, ((1, ""),))
+            for index, arrival_s in zip(indices, arrivals, strict=True)
         ]
 
         async def run(program: WorkloadProgram) -> dict[str, Any]:
-            result = await self._engine.async_run(self._program(indices[program.id], {}))
+            program_of_it = self._program(int(program.id[1:]), self._fields)
+            result = await self._engine.async_run(program_of_it)
             return {"answer": result.answer, "tokens": result.completion_tokens}
 
-        return serve(self._engine, workload, run)
+        begin = time.perf_counter()
+        rows = serve(self._engine, workload, run)
+        time.sleep(0.5)  # the log is written once the scheduler has nothing left
+        found = recorded(self._log)
+        came_s, went_s = [], []
+        before = 0.0
+        for rid, at in sorted(found.came.items(), key=lambda pair: pair[1]):
+            if rid in self._calls:
+                came_s.append(at - max(self._calls[rid][0], before))
+            before = at
+        for rid, at in found.went.items():
+            if rid in self._calls:
+                went_s.append(self._calls[rid][1] - at)
+        steps = {
+            kind: [(size, ms, at - begin) for size, ms, at in passes]
+            for kind, passes in found.steps.items()
+        }
+        return {"rows": rows, "steps": steps, "came_s": came_s, "went_s": went_s}
 
     def _program(self, index: int, fields: dict[str, Any]) -> Program:
         problem = self._problems[index]
@@ -107,14 +154,19 @@ class Real:
         )
 
 
-def run(spec: dict[str, Any]) -> Any:
-    """Do what is asked, and end the engine."""
-    real = Real(spec)
-    try:
-        return real.record(spec) if spec["op"] == "record" else real.serve(spec)
-    finally:
-        real.close()
+def main() -> None:
+    """Serve commands until stdin ends."""
+    replies = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever else prints must not mix with the replies
+    with tempfile.TemporaryDirectory() as folder:
+        real = Real(json.loads(sys.argv[1]), Path(folder) / "steps.jsonl")
+        try:
+            replies.write(json.dumps({"ready": True}) + "\n")
+            for line in sys.stdin:
+                replies.write(json.dumps(real.run(json.loads(line))) + "\n")
+        finally:
+            real.close()
 
 
 if __name__ == "__main__":
-    answer(run)
+    main()

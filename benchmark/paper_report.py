@@ -64,6 +64,30 @@ def draw_rates(path: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> None
     pyplot.close(figure)
 
 
+def draw_scales(path: Path, name: str, rows: Sequence[Mapping[str, Any]], rate: float) -> None:
+    """At one rate: the share of programs within a scale of their deadlines, and within a pace."""
+    pyplot = _pyplot()
+    figure, columns = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    shown = (("scale_", "scale of deadlines"), ("pace_", "seconds per token of output"))
+    for row in rows:
+        if row["rate"] != round(rate, 4) or row["seed"]:
+            continue
+        for axes, (prefix, _) in zip(columns, shown, strict=True):
+            points = [
+                (value, int(column.removeprefix(prefix)) / 100)
+                for column, value in row.items()
+                if column.startswith(prefix) and column.removeprefix(prefix).isdigit()
+            ]
+            axes.plot(*zip(*points, strict=True), ".-", label=row["system"])
+    for axes, (_, label) in zip(columns, shown, strict=True):
+        axes.set(xlabel=label, ylabel="share of programs", xscale="log")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.suptitle(f"{name} at {rate:.2f} programs/s; {LABEL}", fontsize=10)
+    figure.savefig(path, dpi=140)
+    pyplot.close(figure)
+
+
 def _means(
     rows: Sequence[Mapping[str, Any]], system: str, column: str
 ) -> tuple[list[float], list[float]]:

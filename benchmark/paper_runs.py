@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from paper_systems import System
+from paper_trees import SearchWorkload
 from paper_workloads import Device, PaperProgram, Workload
-from sglang_dynasor.simulate import WorkloadProgram
 
 HERE = Path(__file__).parent
 ROUND_TRIP_S = 0.02  # of a client that drives its own programs, each round
@@ -23,11 +23,15 @@ OUTPUT_S = 0.002  # from the scheduler to the client
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """How a simulation is run: `extra_ms` on each step, one step for `coarse` of them."""
+    """How a simulation is run: `extra_ms` on each step, one step for `coarse` of them.
+
+    `measured` are step times in place of the device's: points of decode and of prefill passes.
+    """
 
     device: Device
     extra_ms: float = 0.0
     coarse: int = 8
+    measured: Sequence[Sequence[tuple[float, float]]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +56,8 @@ class Served:
 
 
 def simulation(
-    work: Workload,
-    programs: Sequence[WorkloadProgram],
+    work: Workload | SearchWorkload,
+    programs: Sequence[PaperProgram],
     system: System,
     step_times: dict[str, Any],
     **limits: Any,
@@ -62,35 +66,43 @@ def simulation(
 
     `limits` are those of the device, and whatever is to be otherwise.
     """
+    paper = None
+    if isinstance(work, Workload):
+        paper = {"detect": work.detect, "threshold": work.threshold, "cap": work.cap}
     return {
         "engine": "virtual",
-        "workload": [asdict(program) for program in programs],
+        "workload": [asdict(entry.program) for entry in programs],
+        "trees": {entry.program.id: asdict(entry.tree) for entry in programs if entry.tree},
         "system": asdict(system),
-        "detect": work.detect,
-        "threshold": work.threshold,
+        "paper": paper,
         "cap": work.cap,
         "coarse": 1,
         "step_times": step_times,
+        "input_s": 0.0,
         "output_s": 0.0,
         "host_s": 0.0,
+        "blocks": False,
         "rtt_s": 0.0,
         **limits,
     }
 
 
 def spec_of(
-    work: Workload, programs: Sequence[PaperProgram], system: System, setup: Setup
+    work: Workload | SearchWorkload,
+    programs: Sequence[PaperProgram],
+    system: System,
+    setup: Setup,
 ) -> dict[str, Any]:
     """A simulation on the modelled device."""
     limits = asdict(setup.device)
-    step_times = {
+    modelled = {
         "hardware": limits.pop("hardware"),
         "model": limits.pop("model"),
         "extra_ms": setup.extra_ms,
     }
-    made = [entry.program for entry in programs]
+    step_times = modelled if setup.measured is None else {"rows": setup.measured}
     times = {"coarse": setup.coarse, "output_s": OUTPUT_S, "rtt_s": ROUND_TRIP_S}
-    return simulation(work, made, system, step_times, **limits, **times)
+    return simulation(work, programs, system, step_times, **limits, **times)
 
 
 def asked(script: str, spec: dict[str, Any], hash_seed: int = 0) -> Any:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from paper_trees import STEP_STOP, SearchWorkload
+from paper_workloads import Workload
 from sglang_dynasor.allocation import ThresholdRule
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.programs.params import Envelope, RequestTraits
@@ -37,7 +39,8 @@ def systems(cap: int, detect: int) -> dict[str, System]:
     - uniform_lpm, uniform_gang, certaindex_lpm, certaindex_gang, certaindex_sjf: the steps of the
       paper's Figure 18, whose client asks for `detect` branches first, then for the rest;
     - client_side: rounds of 4, 3, 3 and the rest, the Beta rule, over upstream's order;
-    - full_lpm, full_gang: our stopping under other orders; full: the defaults of the package.
+    - stop_lpm: our stopping alone, no branch before it is needed, under upstream's order;
+    - full_lpm, full_gang: with branches drawn ahead, under other orders; full: the defaults.
     """
     most = {"algorithm": "self_consistency", "max_branches": cap}
     rounds = {**most, "grants": f"{detect},{cap - detect}"}
@@ -53,18 +56,56 @@ def systems(cap: int, detect: int) -> dict[str, System]:
         # All are worth the same there, so that this is shortest first without running ones first.
         "certaindex_sjf": System({"policy": "value"}, static),
         "client_side": System({"policy": "lpm"}, most, "loop"),
+        "stop_lpm": System({"policy": "lpm", "draw": "rounds"}, most),
         "full_lpm": System({"policy": "lpm"}, most),
         "full_gang": System({"policy": "gang"}, most),
+        "full_value": System({"policy": "value"}, most),
         "full": System(fields=most),
     }
+
+
+KNOBS = {"mcts": "iterations", "rebase": "width"}
+
+
+def search_systems(work: SearchWorkload) -> dict[str, System]:
+    """The same for searches; the paper's client asks for its first leaves first too."""
+    most = {
+        "algorithm": work.algorithm,
+        KNOBS[work.algorithm]: work.cap,
+        "step_stop": STEP_STOP,
+        "depth": work.depth[1],
+    }
+    at_once = {**most, "mode": "shadow"}
+    static = {**most, "operating_point": work.operating_point}
+    found = {
+        "lpm_fixed": System({"policy": "lpm"}, at_once),
+        "parrot": System({"policy": "gang"}, at_once),
+        "certaindex_lpm": System({"policy": "lpm"}, static),
+        "certaindex_gang": System({"policy": "gang"}, static),
+        "certaindex_sjf": System({"policy": "value"}, static),
+        "stop_lpm": System({"policy": "lpm", "draw": "rounds"}, most),
+        "full_lpm": System({"policy": "lpm"}, most),
+        "full_gang": System({"policy": "gang"}, most),
+        "full_value": System({"policy": "value"}, most),
+        "full": System(fields=most),
+    }
+    judged = {"reward_verifier": "paper_trees:reward_of"}
+    return {
+        name: replace(system, settings={**judged, **system.settings})
+        for name, system in found.items()
+    }
+
+
+def systems_of(work: Workload | SearchWorkload) -> dict[str, System]:
+    return systems(work.cap, work.detect) if isinstance(work, Workload) else search_systems(work)
 
 
 LADDER = ("uniform_lpm", "uniform_gang", "certaindex_lpm", "certaindex_gang", "certaindex_sjf")
 
 
 def with_fixed_knob(system: System, knob: int) -> System:
-    """A fixed system at another number of branches."""
-    fields = {**system.fields, "max_branches": knob}
+    """A fixed system at another number of branches, or whatever its algorithm's knob is."""
+    fields = {**system.fields, KNOBS.get(system.fields["algorithm"], "max_branches"): knob}
     return replace(system, fields=fields)
 
 

@@ -7,12 +7,13 @@ scheduler then decides N times as rarely, and a run takes a fraction of the time
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from paper_runs import answer
 from paper_systems import System, register_static
+from paper_trees import Tree, TreeScript
 from serving_clients import OwnNodes, answers_of, own_vote
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.demo import Problem
@@ -54,8 +55,30 @@ class CoarseStepTimes:
         return self.inner.prefill_ms(batch, self.factor * mean_new, self.factor * mean_past)
 
 
+@dataclass(slots=True)
+class DriftingStepTimes:
+    """Steps of a machine that is not always as fast: a factor for each `window_s` of the run."""
+
+    inner: StepTimes
+    window_s: float
+    factors: Sequence[float]
+    now: Callable[[], float] = float  # seconds; set once there is a clock
+
+    def _factor(self) -> float:
+        return self.factors[min(int(self.now() / self.window_s), len(self.factors) - 1)]
+
+    def decode_ms(self, batch: int, mean_context: float) -> float:
+        return self._factor() * self.inner.decode_ms(batch, mean_context)
+
+    def prefill_ms(self, batch: int, mean_new: float, mean_past: float) -> float:
+        return self._factor() * self.inner.prefill_ms(batch, mean_new, mean_past)
+
+
 def step_times_of(spec: dict[str, Any], coarse: int) -> StepTimes:
-    """`spec` is one of {"linear": [...]}, {"rows": [decode, prefill]}, {"hardware": ...}."""
+    """`spec` is one of {"linear": [...]}, {"rows": [decode, prefill]}, {"hardware": ...}.
+
+    With {"drift": [window_s, factors]} the machine's speed changes on the way.
+    """
     times: StepTimes
     if "linear" in spec:
         times = LinearStepTimes(*spec["linear"])
@@ -63,11 +86,20 @@ def step_times_of(spec: dict[str, Any], coarse: int) -> StepTimes:
         times = MeasuredStepTimes(*([tuple(row) for row in rows] for rows in spec["rows"]))
     else:
         times = AIConfiguratorStepTimes(spec["model"], spec["hardware"], 1, spec["extra_ms"])
+    if "drift" in spec:
+        times = DriftingStepTimes(times, *spec["drift"])
     return times if coarse == 1 else CoarseStepTimes(times, coarse)
 
 
 def coarsened(program: WorkloadProgram, factor: int) -> WorkloadProgram:
-    samples = [(max(FEWEST_TOKENS, round(n / factor)), answer) for n, answer in program.samples]
+    samples = [
+        (
+            max(FEWEST_TOKENS, round(n_tokens / factor)),
+            answer,
+            *([(round(tokens / factor), early) for tokens, early in each] for each in interim),
+        )
+        for n_tokens, answer, *interim in program.samples
+    ]
     prompt = max(1, round(program.prompt_tokens / factor))
     return replace(program, prompt_tokens=prompt, samples=samples)
 
@@ -124,28 +156,50 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
     """Simulate: a row per program, a digest that equal runs share, and the number of steps."""
     coarse, system = spec["coarse"], System(**spec["system"])
     workload = [coarsened(WorkloadProgram(**given), coarse) for given in spec["workload"]]
-    register_static(spec["detect"], spec["threshold"], spec["cap"])
+    if spec["paper"] is not None:
+        register_static(**spec["paper"])
     times = step_times_of(spec["step_times"], coarse)
     limit = max(1, spec["max_new_tokens"] // coarse)
     if spec["engine"] == "stub":
         return {"rows": in_real_time(spec, workload, times, system, limit)}
-    scripted = requests_of(workload) if system.client == "loop" else workload
     with simulated_engine(
-        scripted,
+        _script(spec, workload, system, coarse),
         times,
         kv_tokens=spec["kv_tokens"] // coarse,
         max_running=spec["max_running"],
         settings=dict(system.settings),
         chunked_prefill_size=spec["chunked_prefill"] // coarse,
+        input_s=spec["input_s"],
         output_s=spec["output_s"],
         host_s=spec["host_s"],
+        blocks=spec["blocks"],
     ) as engine:
+        if isinstance(times, DriftingStepTimes):
+            times.now = engine.loop.time
         if system.client == "loop":
             rows = client_loop(engine, workload, spec["cap"], limit, spec["rtt_s"])
         else:
             rows = simulate(engine, workload, dict(system.fields), limit)
         steps = len(engine.world.model.steps)
     return {"rows": rows, "steps": steps, "digest": summary(rows)["digest"]}
+
+
+def _script(
+    spec: dict[str, Any], workload: Sequence[WorkloadProgram], system: System, coarse: int
+) -> Any:
+    if not spec["trees"]:
+        return script_of(requests_of(workload) if system.client == "loop" else workload)
+    lengths = {program.id: program.prompt_tokens for program in workload}
+    return TreeScript(
+        {
+            name: replace(
+                Tree(**given),
+                prompt_tokens=lengths[name],
+                step_tokens=given["step_tokens"] / coarse,
+            )
+            for name, given in spec["trees"].items()
+        }
+    )
 
 
 def in_real_time(

@@ -12,12 +12,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from paper_trees import RIGHT, SearchWorkload, Tree, made_tree, won
+from sglang_dynasor.offline import Sample, cheapest_equal, fixed_curve
 from sglang_dynasor.simulate import WorkloadProgram
 
 FILE = Path(__file__).with_suffix(".json")
-RIGHT = "1"
+EQUAL_ACCURACY = 0.005
 TRIALS = 100  # full votes that say how difficult a problem is (paper App. F)
 
 
@@ -65,15 +67,25 @@ class PaperProgram:
 
     program: WorkloadProgram
     difficulty: int
+    tree: Tree | None = None  # of a search
 
 
 def device() -> Device:
     return Device(**_values("device"))
 
 
-def workload(name: str) -> Workload:
+def workload(name: str) -> Workload | SearchWorkload:
     """Raises KeyError for one that is not in the file."""
-    return Workload(**_values(name))
+    values = _values(name)
+    return SearchWorkload(**values) if "algorithm" in values else Workload(**values)
+
+
+def votes(name: str) -> Workload:
+    """A workload of votes. Raises ValueError for another."""
+    work = workload(name)
+    if not isinstance(work, Workload):
+        raise ValueError(f"{name}: is no workload of votes")
+    return work
 
 
 def names() -> list[str]:
@@ -94,7 +106,10 @@ def _values(name: str) -> dict[str, Any]:
     return {field: entry["value"] for field, entry in json.loads(FILE.read_text())[name].items()}
 
 
-def varied(base: Workload, field: str, factor: float) -> Workload:
+AnyWorkload = TypeVar("AnyWorkload", Workload, SearchWorkload)
+
+
+def varied(base: AnyWorkload, field: str, factor: float) -> AnyWorkload:
     """The workload with one of its numbers multiplied."""
     value = getattr(base, field) * factor
     return replace(
@@ -103,7 +118,7 @@ def varied(base: Workload, field: str, factor: float) -> Workload:
 
 
 def programs_of(
-    work: Workload, rate: float, seed: int, arrivals: Sequence[float] | None = None
+    work: Workload | SearchWorkload, rate: float, seed: int, arrivals: Sequence[float] | None = None
 ) -> list[PaperProgram]:
     """Programs that arrive by chance at `rate` a second, or at `arrivals`."""
     clock = random.Random(f"arrivals:{seed}")
@@ -111,11 +126,47 @@ def programs_of(
     made = []
     for number in range(work.programs):
         now = arrivals[number] if arrivals else now + clock.expovariate(rate)
-        made.append(_program(work, f"p{number}", now, random.Random(f"problem:{seed}:{number}")))
+        name, rng = f"p{number}", random.Random(f"problem:{seed}:{number}")
+        if isinstance(work, Workload):
+            made.append(_vote_program(work, name, now, rng))
+        else:
+            made.append(_search_program(work, name, now, rng))
     return made
 
 
-def _program(work: Workload, name: str, arrival_s: float, rng: random.Random) -> PaperProgram:
+def equal_knob(work: Workload | SearchWorkload, made: Sequence[PaperProgram]) -> int:
+    """The smallest fixed knob whose full vote is as accurate as the cap's, to half a point."""
+    if isinstance(work, Workload):
+        samples = [[Sample(s[1], s[0]) for s in entry.program.samples] for entry in made]
+        curve = fixed_curve(samples, [entry.program.gold for entry in made], work.cap)
+        equal = cheapest_equal(curve, curve[-1].accuracy - EQUAL_ACCURACY)
+        assert equal is not None
+        return equal.k
+    trees = [entry.tree for entry in made if entry.tree is not None]
+
+    def accuracy(leaves: int) -> float:
+        rng = random.Random(f"knob:{leaves}")
+        return sum(won(tree, leaves, rng) for tree in trees for _ in range(10)) / len(trees) / 10
+
+    whole = accuracy(work.cap)
+    return next(k for k in range(1, work.cap + 1) if accuracy(k) >= whole - EQUAL_ACCURACY)
+
+
+def _search_program(
+    work: SearchWorkload, name: str, arrival_s: float, rng: random.Random
+) -> PaperProgram:
+    tree = made_tree(work, rng)
+    trials = random.Random(f"trials:{name}:{tree.p_right}")
+    hits = sum(won(tree, work.cap, trials) for _ in range(TRIALS))
+    program = WorkloadProgram(name, arrival_s, tree.prompt_tokens, RIGHT, ())
+    return PaperProgram(program, _difficulty(hits), tree)
+
+
+def _difficulty(hits: int) -> int:
+    return 1 if hits == TRIALS else 2 if hits else 3
+
+
+def _vote_program(work: Workload, name: str, arrival_s: float, rng: random.Random) -> PaperProgram:
     p_right = rng.betavariate(*work.right)
     weights = [(1 + rank) ** -work.wrong_zipf for rank in range(work.wrong_answers)]
     wrong = [str(number + 2) for number in range(work.wrong_answers)]
@@ -137,8 +188,8 @@ def _program(work: Workload, name: str, arrival_s: float, rng: random.Random) ->
     prompt = max(16, round(work.prompt_tokens * rng.lognormvariate(-0.045, 0.3)))
     program = WorkloadProgram(name, arrival_s, prompt, RIGHT, samples)
     trials = random.Random(f"trials:{name}:{p_right}")
-    won = sum(_vote([answer(trials) for _ in range(work.cap)]) == RIGHT for _ in range(TRIALS))
-    return PaperProgram(program, 1 if won == TRIALS else 2 if won else 3)
+    hits = sum(_vote([answer(trials) for _ in range(work.cap)]) == RIGHT for _ in range(TRIALS))
+    return PaperProgram(program, _difficulty(hits))
 
 
 def _vote(answers: Sequence[str]) -> str:

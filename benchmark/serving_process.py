@@ -56,14 +56,24 @@ class Worker:
 def started_worker(system: str, spec: dict[str, Any]) -> Iterator[Worker]:
     """A worker with a warm engine; whatever happens, its processes end."""
     ours = SYSTEMS[system].client == "program"
-    environment = {**os.environ, "SGLANG_DYNASOR": "1" if ours else "0"}
+    environment = {"SGLANG_DYNASOR": "1" if ours else "0"}
+    with started(SCRIPT, system, spec, environment) as worker:
+        yield worker
+
+
+@contextmanager
+def started(
+    script: Path, system: str, spec: dict[str, Any], environment: dict[str, str]
+) -> Iterator[Worker]:
+    """A process of `script` that has said it is ready; it ends with all its children."""
+    environment = {**os.environ, **environment}
     environment.setdefault("OMP_NUM_THREADS", "1")  # the load generator needs a core of its own
     environment.pop("SGLANG_DYNASOR_CONFIG", None)
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "engine.log"
         with log.open("w") as errors:
             process = subprocess.Popen(
-                [sys.executable, str(SCRIPT), json.dumps(spec)],
+                [sys.executable, str(script), json.dumps(spec)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,

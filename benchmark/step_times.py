@@ -2,10 +2,10 @@
 
     python benchmark/step_times.py --model-path MODEL --out steps.csv
 
-On any engine, a GPU included: `batch` requests of `--decode-tokens` tokens each, all at once, give
-the time of a decode pass; one request of `size` new tokens and one output gives that of a prefill.
-Medians of `--repeats`, in milliseconds; what scheduler and client add is in them. The last line of
-stdout is one JSON object.
+On any engine, a GPU included: requests of `--decode-tokens` tokens, up to `--max-batch` of them at
+once, and prompts of up to `--max-prompt` tokens. The scheduler itself notes its passes (see
+`recorded_engine`): what it does between two of them is in, what clients cost is not. Means, in
+milliseconds. The last line of stdout is one JSON object.
 """
 
 from __future__ import annotations
@@ -14,59 +14,67 @@ import argparse
 import csv
 import json
 import random
-import statistics
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from recorded_engine import RecordedEngine, recorded, table
 from serving_report import facts
-from sglang_dynasor.demo import started_engine
 from sglang_dynasor.models import resolve_model
+from sglang_dynasor.platforms import activate
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 PROMPTS = (1, 16, 64, 128, 256, 512, 1024, 2048, 4096)
+WRITTEN_S = 1.0  # after the last answer, by which the log is
 
 
-def seconds_of(engine: Any, prompts: list[list[int]], new_tokens: int) -> float:
-    engine.flush_cache()
-    params = {"temperature": 1.0, "max_new_tokens": new_tokens, "ignore_eos": True}
-    started = time.perf_counter()
-    engine.generate(input_ids=prompts, sampling_params=params)
-    return time.perf_counter() - started
-
-
-def measure(engine: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of kind, size and ms. `options` are the command line's below."""
+def drive(engine: Any, options: argparse.Namespace) -> None:
+    """Ask for batches of all sizes that fit, and for prompts of all lengths that may be."""
     rng = random.Random(options.seed)
-    info = engine.get_server_info()
-    vocabulary = options.vocabulary
-    context = int(info["max_total_num_tokens"])
+    room = int(engine.get_server_info()["max_total_num_tokens"])
 
-    def prompt(length: int) -> list[int]:
-        return [rng.randrange(3, vocabulary) for _ in range(length)]
-
-    rows = []
-    tokens = options.decode_tokens
-    for batch in BATCHES:
-        if batch > options.max_batch or batch * (tokens + 8) > context:
-            break
-        prompts = [prompt(8) for _ in range(batch)]
-        # Twice as many tokens less once as many: prefill and start cancel.
-        took = [
-            seconds_of(engine, prompts, 2 * tokens) - seconds_of(engine, prompts, tokens)
-            for _ in range(options.repeats)
+    def ask(batch: int, prompt_tokens: int, new_tokens: int) -> None:
+        if batch * (prompt_tokens + new_tokens) > room:
+            return
+        prompts = [
+            [rng.randrange(3, options.vocabulary) for _ in range(prompt_tokens)]
+            for _ in range(batch)
         ]
-        rows.append(_row("decode", batch, statistics.median(took) / tokens))
-    for size in PROMPTS:
-        if size > options.max_prompt:
-            break
-        took = [seconds_of(engine, [prompt(size)], 1) for _ in range(options.repeats)]
-        rows.append(_row("prefill", size, statistics.median(took)))
-    return rows
+        params = {"temperature": 1.0, "max_new_tokens": new_tokens, "ignore_eos": True}
+        engine.generate(input_ids=prompts, sampling_params=params)
+
+    for _ in range(options.repeats):
+        for batch in BATCHES:
+            if batch <= options.max_batch:
+                ask(batch, 8, options.decode_tokens)
+        for size in PROMPTS:
+            if size <= options.max_prompt:
+                ask(1, size, 1)
 
 
-def _row(kind: str, size: int, seconds: float) -> dict[str, Any]:
-    return {"kind": kind, "size": size, "ms": round(1000 * seconds, 4)}
+def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of kind, size and ms."""
+    activate()
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "steps.jsonl"
+        model = str(resolve_model(options.model_path))
+        flags = {"model_path": model, "random_seed": options.seed, "log_level": "error"}
+        engine = RecordedEngine(log=log, **flags)
+        try:
+            engine.generate(input_ids=[[5] * 8] * 4, sampling_params={"max_new_tokens": 32})
+            time.sleep(WRITTEN_S)
+            recorded(log)  # the warm-up's
+            drive(engine, options)
+            time.sleep(WRITTEN_S)
+            steps = recorded(log).steps
+        finally:
+            engine.shutdown()
+    return [
+        {"kind": kind, "size": round(size, 2), "ms": round(ms, 4)}
+        for kind, passes in steps.items()
+        for size, ms in table(passes)
+    ]
 
 
 def main() -> None:
@@ -81,10 +89,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=32, help="prompts draw ids below it")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    model = resolve_model(options.model_path)
-    with started_engine(model, options.seed) as engine:
-        seconds_of(engine, [[5] * 8] * 4, 32)  # warm
-        rows = measure(engine, options)
+    rows = measure(options)
     with options.out.open("w", newline="") as file:
         writer = csv.DictWriter(file, ["kind", "size", "ms"])
         writer.writeheader()

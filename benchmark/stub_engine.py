@@ -11,28 +11,15 @@ import time
 from functools import partial
 from typing import Any
 
-from sglang_dynasor.engine import DynasorEngine
+from altered_engine import AlteredEngine
 from sglang_dynasor.platforms.virtual_clock.engine import CONTEXT_LENGTH
 from sglang_dynasor.platforms.virtual_clock.model import PredictedModel
 from sglang_dynasor.platforms.virtual_clock.script import Script, ScriptedTokens
 from sglang_dynasor.platforms.virtual_clock.step_times import StepTimes
 
 
-def run_scheduler(script: Script, step_times: StepTimes, *args: Any, **kwargs: Any) -> None:
-    """Upstream's scheduler process, with the stub in it."""
-    from sglang.srt.managers import scheduler as upstream
-    from sglang.srt.plugins import load_plugins
-
-    load_plugins()  # it replaces the scheduler's class; a second call does nothing
-    give_stub(upstream.Scheduler, script, step_times)
-    upstream.run_scheduler_process(*args, **kwargs)
-
-
-def give_stub(scheduler: Any, script: Script, step_times: StepTimes) -> None:
-    """Replace the model of a scheduler class: the device takes as long as predicted.
-
-    In place, for another class would not pass the handshake.
-    """
+def give_stub(script: Script, step_times: StepTimes, scheduler: Any) -> None:
+    """Replace the model of a scheduler class: the device takes as long as predicted."""
     init, process = scheduler.init_tp_model_worker, scheduler.process_batch_result
 
     def init_tp_model_worker(self: Any) -> None:
@@ -50,10 +37,10 @@ def give_stub(scheduler: Any, script: Script, step_times: StepTimes) -> None:
     scheduler.process_batch_result = process_batch_result
 
 
-class StubEngine(DynasorEngine):
+class StubEngine(AlteredEngine):
     """`DynasorEngine` in real time, with the model of `VirtualEngine`."""
 
     def __init__(self, *, script: Script, step_times: StepTimes, **kwargs: Any) -> None:
-        self.run_scheduler_process_func = partial(run_scheduler, script, step_times)
         os.environ["SGLANG_ALLOW_OVERWRITE_LONGER_CONTEXT_LEN"] = "1"  # of the stand-in model
-        super().__init__(context_length=CONTEXT_LENGTH, **kwargs)
+        alter = partial(give_stub, script, step_times)
+        super().__init__(alter=alter, context_length=CONTEXT_LENGTH, **kwargs)

@@ -26,13 +26,17 @@ LABEL = "virtual: real scheduler, predicted steps"
 
 @dataclass(frozen=True, slots=True)
 class WorkloadProgram:
-    """A program that arrives at `arrival_s`; its branch i generates sample i."""
+    """A program that arrives at `arrival_s`; its branch i generates sample i.
+
+    A sample is its tokens and its answer; where it is probed on its way, a third entry gives the
+    answers it had, each with the tokens from which on.
+    """
 
     id: str
     arrival_s: float
     prompt_tokens: int
     gold: str
-    samples: Sequence[tuple[int, str]]  # tokens, answer
+    samples: Sequence[tuple[int, str] | tuple[int, str, Sequence[tuple[int, str]]]]
 
 
 def add_parser(commands: Any) -> None:
@@ -42,7 +46,8 @@ def add_parser(commands: Any) -> None:
         "--workload",
         type=Path,
         required=True,
-        help="JSON lines: id, arrival_s, prompt_tokens, gold, samples [{n_tokens, answer}]",
+        help="JSON lines: id, arrival_s, prompt_tokens, gold, samples [{n_tokens, answer, "
+        "interim [{tokens, answer}]}]; interim answers are those of probes",
     )
     steps = parser.add_mutually_exclusive_group(required=True)
     steps.add_argument("--hardware", help="such as a100_sxm; needs aiconfigurator-core")
@@ -77,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
     console = Console(stderr=True)
     console.print(f"{len(workload)} programs on {options.hardware or options.step_times}")
     with simulated_engine(
-        workload,
+        script_of(workload),
         step_times,
         kv_tokens=options.kv_tokens,
         max_running=options.max_running,
@@ -107,30 +112,35 @@ def _parse(line: bytes, place: str) -> WorkloadProgram:
             arrival_s=float(given["arrival_s"]),
             prompt_tokens=int(given["prompt_tokens"]),
             gold=str(given["gold"]),
-            samples=[(int(s["n_tokens"]), str(s["answer"])) for s in given["samples"]],
+            samples=[_sample(each) for each in given["samples"]],
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{place}: {type(error).__name__}: {error}") from None
-    positive = [program.prompt_tokens, *(n_tokens for n_tokens, _ in program.samples)]
+    positive = [program.prompt_tokens, *(sample[0] for sample in program.samples)]
     if min(positive) < 1 or not program.samples or not 0 <= program.arrival_s < math.inf:
         raise ValueError(f"{place}: needs samples, counts of at least 1 and arrival_s from 0 on")
     return program
 
 
+def _sample(given: dict[str, Any]) -> tuple[int, str, list[tuple[int, str]]]:
+    interim = [(int(each["tokens"]), str(each["answer"])) for each in given.get("interim", ())]
+    if interim != sorted(interim, key=lambda entry: entry[0]):
+        raise ValueError("interim: must be in the order of tokens")
+    return int(given["n_tokens"]), str(given["answer"]), interim
+
+
 def script_of(workload: Sequence[WorkloadProgram]) -> Any:
     """What a model generates that answers as the workload says."""
-    from sglang_dynasor.platforms.virtual_clock.script import RecordedScript, Sample
+    from sglang_dynasor.platforms.virtual_clock.script import Branch, RecordedScript
 
     return RecordedScript(
-        {
-            program.id: [Sample(n, f"\\boxed{{{answer}}}") for n, answer in program.samples]
-            for program in workload
-        }
+        {program.id: [Branch(*sample) for sample in program.samples] for program in workload},
+        {program.id: program.prompt_tokens for program in workload},
     )
 
 
 def simulated_engine(
-    workload: Sequence[WorkloadProgram],
+    script: Any,
     step_times: Any,
     *,
     kv_tokens: int,
@@ -138,7 +148,7 @@ def simulated_engine(
     settings: dict[str, Any],
     **flags: Any,
 ) -> Any:
-    """A virtual engine that generates what the workload says; a context manager.
+    """A virtual engine that generates what the script says; a context manager.
 
     `flags` are further ones of VirtualEngine or SGLang.
     """
@@ -146,7 +156,7 @@ def simulated_engine(
 
     return VirtualEngine(
         step_times=step_times,
-        script=script_of(workload),
+        script=script,
         model_path=str(resolve_model("tiny_reasoner")),
         max_total_tokens=kv_tokens,
         max_running_requests=max_running,
@@ -171,7 +181,7 @@ def simulate(
     """
 
     async def run(program: WorkloadProgram) -> dict[str, Any]:
-        longest = max(n_tokens for n_tokens, _ in program.samples)
+        longest = max(sample[0] for sample in program.samples)
         most = max_new_tokens or longest + 16
         result: ProgramResult = await engine.async_run(
             Program(

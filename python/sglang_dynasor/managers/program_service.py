@@ -137,6 +137,12 @@ class ProgramService:
             self._equality.start_soon()
         self._rewards = rewards_of(self._config)
 
+    def judge_with(self, rewards: Rewards) -> None:
+        """Have another judge than the settings'."""
+        if self._rewards is not None:
+            self._rewards.close()
+        self._rewards = rewards
+
     def wait(self) -> None:
         """Wait until what was started answers. Raises ValueError where it can't start."""
         if self._rewards is not None:

@@ -57,6 +57,7 @@ from sglang_dynasor.managers.request_fields import (
     tenant_of,
     without_stamp,
 )
+from sglang_dynasor.managers.rewards import Rewards
 from sglang_dynasor.managers.stop_patterns import check_short_search
 from sglang_dynasor.programs.params import RequestTraits
 from sglang_dynasor.programs.result import build_report
@@ -297,6 +298,10 @@ class DynasorTokenizerManager(TokenizerManager):
     def wait_for_programs(self) -> None:
         """Wait until all that programs need can answer. Raises ValueError where it can't start."""
         self._programs.wait()
+
+    def judge_with(self, rewards: Rewards) -> None:
+        """Have another judge than the settings'."""
+        self._programs.judge_with(rewards)
 
     def close_programs(self) -> None:
         """End what was started for programs; they must be over."""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import paper_workloads
-from paper import figures
+from paper_rates import figures
 from paper_runs import Served, Setup, spec_of
 from paper_systems import (
     LADDER,
@@ -18,17 +18,29 @@ from paper_systems import (
     System,
     register_static,
     systems,
+    systems_of,
     with_fixed_knob,
 )
-from paper_validate import relative_error
+from paper_trees import RIGHT
+from paper_validate import WINDOW_S, drift_of, ranked_alike, relative_error
 from paper_worker import (
     FEWEST_TOKENS,
     CoarseStepTimes,
+    DriftingStepTimes,
     coarsened,
     requests_of,
     step_times_of,
 )
-from paper_workloads import PaperProgram, assumptions, device, programs_of, varied, workload
+from paper_workloads import (
+    PaperProgram,
+    assumptions,
+    device,
+    equal_knob,
+    programs_of,
+    varied,
+    votes,
+    workload,
+)
 from sglang_dynasor.config import DynasorConfig
 from sglang_dynasor.platforms.virtual_clock.step_times import LinearStepTimes
 from sglang_dynasor.programs import ProgramSpec
@@ -36,6 +48,7 @@ from sglang_dynasor.programs.registry import ALGORITHMS
 from sglang_dynasor.simulate import WorkloadProgram
 
 NAMES = paper_workloads.names()
+VOTES = ("sc_gsm8k", "sc_math")
 
 
 @pytest.fixture(autouse=True)
@@ -54,15 +67,16 @@ def test_a_workload_is_the_same_for_every_system_and_another_for_every_seed(name
     assert [entry.program.samples for entry in faster] == [e.program.samples for e in made]
     arrivals = [entry.program.arrival_s for entry in made]
     assert arrivals == sorted(arrivals)
-    assert all(len(entry.program.samples) == work.cap for entry in made)
+    assert all(entry.tree or len(entry.program.samples) == work.cap for entry in made)
+    assert 1 <= equal_knob(work, made) <= work.cap
     assert {entry.difficulty for entry in made} <= {1, 2, 3}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", VOTES)
 def test_lengths_and_accuracy_are_those_of_the_frozen_file(name: str) -> None:
-    work = replace(workload(name), programs=400)
+    work = replace(votes(name), programs=400)
     samples = [s for entry in programs_of(work, 1.0, 0) for s in entry.program.samples]
-    right = sum(answer == paper_workloads.RIGHT for _, answer in samples) / len(samples)
+    right = sum(answer == RIGHT for _, answer in samples) / len(samples)
     expected = work.right[0] / sum(work.right)
     assert right == pytest.approx(expected, abs=0.05)
     mean = sum(n_tokens for n_tokens, _ in samples) / len(samples)
@@ -88,6 +102,21 @@ def test_the_steps_of_the_ladder_ask_for_what_the_papers_client_asks_for() -> No
     for step in LADDER:
         assert every[step].fields["grants"] == "5,15"
     assert with_fixed_knob(every["lpm_fixed"], 7).fields["max_branches"] == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "knob"), [("mcts_asdiv", "iterations"), ("rebase_gsm8k", "width")]
+)
+def test_searches_are_asked_for_as_the_papers_are(name: str, knob: str) -> None:
+    work = workload(name)
+    every = systems_of(work)
+    assert with_fixed_knob(every["lpm_fixed"], 3).fields[knob] == 3
+    for system in every.values():
+        assert system.settings["reward_verifier"] == "paper_trees:reward_of"
+        resolved = ProgramSpec.parse(dict(system.fields)).resolve(
+            DynasorConfig.parse(dict(system.settings))
+        )
+        assert resolved.settings.max_branches == work.cap
 
 
 def test_the_papers_policy_is_asked_once_and_the_uniform_one_never() -> None:
@@ -146,3 +175,30 @@ def test_a_spec_carries_the_modelled_device() -> None:
 
 def test_an_error_is_measured_against_what_happened() -> None:
     assert relative_error([1.1, 1.8], [1.0, 2.0]) == pytest.approx(0.1)
+
+
+def test_policies_are_ranked_alike_unless_one_that_is_always_slower_is_foreseen_faster() -> None:
+    real = {"a": [1.0, 1.2], "b": [2.0, 2.1], "c": [2.1, 2.0]}
+    assert ranked_alike({"a": 5.0, "b": 7.0, "c": 6.0}, real)  # b and c: as it falls out
+    assert not ranked_alike({"a": 6.5, "b": 7.0, "c": 6.0}, real)
+    assert ranked_alike({"a": 6.0, "b": 6.0, "c": 6.0}, real)
+
+
+def test_a_machine_that_is_half_as_fast_for_a_while_takes_twice_as_long_then() -> None:
+    rows = [[(1, 10.0), (2, 20.0)], [(1, 30.0), (2, 31.0)]]
+    steps = {
+        "decode": [[1, 10.0, 0.0], [2, 40.0, WINDOW_S], [1, 20.0, 1.1 * WINDOW_S]],
+        "prefill": [[1, 30.0, 3.2 * WINDOW_S]],
+    }
+    factors = drift_of(steps, rows)
+    assert factors == pytest.approx([1.0, 2.0, 2.0, 1.0])
+    now = [0.0]
+    spec = {"rows": rows, "drift": [WINDOW_S, factors]}
+    times = step_times_of(spec, 1)
+    assert isinstance(times, DriftingStepTimes)
+    times.now = lambda: now[0]
+    assert times.decode_ms(1, 0) == 10.0
+    now[0] = 1.5 * WINDOW_S
+    assert (times.decode_ms(1, 0), times.prefill_ms(1, 1, 0)) == (20.0, 60.0)
+    now[0] = 99.0  # after the last one it stays as it was
+    assert times.decode_ms(1, 0) == 10.0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from array import array
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,11 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sglang_dynasor.managers.engine_nodes import program_and_node
+from sglang_dynasor.managers.rewards import JudgedPath
 from sglang_dynasor.platforms.virtual_clock.channels import AwaitedInbox, Inbox, Outlet
 from sglang_dynasor.platforms.virtual_clock.clock import Clock, LogicalLoop
+from sglang_dynasor.platforms.virtual_clock.rewards import PredictedHome
 from sglang_dynasor.platforms.virtual_clock.script import (
+    Branch,
     RecordedScript,
-    Sample,
     ScriptedTokens,
 )
 from sglang_dynasor.platforms.virtual_clock.step_times import LinearStepTimes, MeasuredStepTimes
@@ -29,6 +33,9 @@ class Letters:
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         return [ord(letter) for letter in text]
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(map(chr, ids))
 
 
 def test_time_stands_still_until_the_clock_is_moved_on() -> None:
@@ -122,8 +129,14 @@ def test_measured_steps_are_themselves_and_a_line_in_between(tmp_path: Path) -> 
     times = MeasuredStepTimes.read(path)
     assert times.decode_ms(1, 0) == 10
     assert times.decode_ms(8, 0) == 12
-    assert times.decode_ms(16, 0) == 24  # beyond the last, in proportion
+    assert times.decode_ms(15, 0) == pytest.approx(14)  # beyond the last, on the last line
     assert times.prefill_ms(1, 51.0, 0) == pytest.approx(19.0)
+
+
+def test_beyond_what_was_measured_a_pass_is_never_faster_than_the_largest() -> None:
+    times = MeasuredStepTimes([(1, 12.0), (8, 10.0)], [(4, 9.0)])
+    assert times.decode_ms(64, 0) == 10.0
+    assert times.prefill_ms(3, 100.0, 0) == 9.0  # one point says nothing of larger ones
 
 
 @pytest.mark.parametrize("text", ["kind,size,ms\n", "kind,size\n", "kind,size,ms\ndecode,x,1\n"])
@@ -152,10 +165,72 @@ def test_a_requests_id_names_program_and_node(rid: str, expected: tuple[str, str
     assert program_and_node(rid) == expected
 
 
-def test_a_scripted_node_is_as_long_as_its_sample_and_ends_with_its_text() -> None:
-    script = RecordedScript({"p": [Sample(6, "ab")]})
+def request(node: str, ids: list[int], suffix: str = "") -> Any:
+    return SimpleNamespace(
+        rid=f"/default/p::0a1b2c3d.1.{node}.{suffix}",
+        origin_input_ids=array("q", ids),
+        sampling_params=SimpleNamespace(stop_strs=None),
+    )
+
+
+PROMPT = [7, 8, 9]
+
+
+def test_a_scripted_branch_is_as_long_as_its_sample_and_ends_with_its_answer() -> None:
+    script = RecordedScript({"p": [Branch(15, "ab")]}, {"p": len(PROMPT)})
     tokens = ScriptedTokens(script, Letters())
-    rid = "/default/p::0a1b2c3d.1.0."
-    assert [tokens.token(rid, index) for index in range(6)] == [46, 46, 46, 97, 98, 2]
-    tokens.forget(rid)
-    assert tokens.token(rid, 5) == 2
+    branch = request("0", PROMPT)
+    expected = [*Letters().encode("....\\boxed{ab}", False), 2]
+    assert [tokens.token(branch, index) for index in range(15)] == expected
+    tokens.forget(branch.rid)
+    assert tokens.token(branch, 14) == 2
+
+
+def test_a_probe_and_a_cut_chain_answer_as_their_branch_would_have_there() -> None:
+    branch = Branch(50, "4", interim=[(5, "1"), (20, "4")])
+    script = RecordedScript({"p": [Branch(9, "0"), branch]}, {"p": len(PROMPT)})
+    tokens = ScriptedTokens(script, Letters())
+    for written, forced, expected in (
+        (2, "so \\boxed{", "}"),
+        (5, "so \\boxed{", "1}"),
+        (19, "so \\boxed{", "1}"),
+        (20, "so \\boxed{", "4}"),
+        (7, "</think>", "\\boxed{1}"),
+    ):
+        ids = [*PROMPT, *Letters().encode("." * written + forced, False)]
+        for asked in (request("1", ids, f"probe{written}."), request("2", ids)):
+            answer = [tokens.token(asked, index) for index in range(len(expected) + 1)]
+            assert answer == [*Letters().encode(expected, False), 2]
+            tokens.forget(asked.rid)
+
+
+@pytest.mark.parametrize(("tokens", "answer"), [(0, ""), (3, "a"), (8, "b"), (9, "b")])
+def test_a_branch_has_the_newest_answer_and_its_own_at_the_end(tokens: int, answer: str) -> None:
+    assert Branch(10, "end", [(3, "a"), (8, "b")]).answer_at(tokens) == answer
+    assert Branch(10, "end", [(3, "a")]).answer_at(10) == "end"
+    assert Branch(10, "end").answer_at(tokens) == "end"
+
+
+def test_who_judges_reads_what_is_new_one_batch_after_the_other() -> None:
+    loop = LogicalLoop(Clock())
+    times = LinearStepTimes(0.0, 0.0, 0.0, 100.0)  # a tenth of a second per new token
+    home = PredictedHome("support.virtual_rewards:reward_of_length", times)
+
+    def path(*ids: int) -> JudgedPath:
+        return JudgedPath(ids, "", "x" * len(ids))
+
+    async def judge(*paths: JudgedPath) -> tuple[float, list[tuple[float, int]]]:
+        found = await home.judge(paths)
+        return loop.time(), found
+
+    first = loop.create_task(judge(path(1, 2, 3, 4)))
+    second = loop.create_task(judge(path(1, 2, 3, 4, 5), path(9)))
+    loop.run_due(0.0)
+    loop.run_due(10.0)
+    assert first.result() == (pytest.approx(0.4), [(0.4, 4)])
+    # Asked for before the first was read: nothing of it is in the cache yet.
+    assert second.result() == (pytest.approx(1.0), [(0.5, 5), (0.1, 1)])
+    third = loop.create_task(judge(path(1, 2, 3, 4, 5, 6)))
+    loop.run_due(20.0)
+    assert third.result()[1] == [(pytest.approx(0.6), 1)]
+    loop.close()

@@ -56,7 +56,7 @@ class PredictedModel:
         self._free_at = begins + took_ms / 1000
         self.steps.append(Step(begins, kind, size))
         tokens = [
-            self._tokens.token(req.rid, length - len(req.origin_input_ids))
+            self._tokens.token(req, length - len(req.origin_input_ids))
             for req, length in zip(batch.reqs, lengths, strict=True)
         ]
         result = GenerationBatchResult(

@@ -24,13 +24,15 @@ from sglang_dynasor.platforms.virtual_clock.step_times import StepTimes
 class VirtualWorld:
     """What the parts of one virtual engine share.
 
-    `host_s` is what the scheduler itself takes per pass, before the device gets it.
+    `host_s` is what the scheduler itself takes per pass, before the device gets it. Where the
+    device `blocks`, a pass is over before the scheduler does anything else.
     """
 
     loop: LogicalLoop
     step_times: StepTimes
     script: Script
     host_s: float
+    blocks: bool = False
     to_scheduler: Inbox = field(default_factory=Inbox)
     to_detokenizer: Outlet | None = None
     to_manager: Outlet | None = None
@@ -88,9 +90,12 @@ class OnVirtualClock:
         return awaited is None or awaited.done()
 
     def run_batch(self: Any, *args: Any, **kwargs: Any) -> Any:
-        clock = self.world.loop.clock
-        clock.advance_to(clock.now + self.world.host_s)
-        return super().run_batch(*args, **kwargs)  # type: ignore[misc]
+        world, clock = self.world, self.world.loop.clock
+        clock.advance_to(clock.now + world.host_s)
+        result = super().run_batch(*args, **kwargs)  # type: ignore[misc]
+        if world.blocks:
+            clock.advance_to(result.logical_end)
+        return result
 
     def process_batch_result(self: Any, batch: Any, result: Any) -> None:
         self.world.loop.clock.advance_to(result.logical_end)

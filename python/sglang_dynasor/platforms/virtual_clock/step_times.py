@@ -78,13 +78,13 @@ class AIConfiguratorStepTimes:
 
 @dataclass(frozen=True, slots=True)
 class MeasuredStepTimes:
-    """Medians of measured steps, by batch; between two batches a line.
+    """Measured steps, by batch; between two batches a line.
 
     A decode pass costs what its batch did, a prefill what its number of new tokens did.
     """
 
-    decode: Sequence[tuple[int, float]]  # batch, ms
-    prefill: Sequence[tuple[int, float]]  # new tokens, ms
+    decode: Sequence[tuple[float, float]]  # batch, ms
+    prefill: Sequence[tuple[float, float]]  # new tokens, ms
 
     @classmethod
     def read(cls, path: Path) -> MeasuredStepTimes:
@@ -92,11 +92,11 @@ class MeasuredStepTimes:
 
         Raises ValueError naming what is missing.
         """
-        rows: dict[str, list[tuple[int, float]]] = {"decode": [], "prefill": []}
+        rows: dict[str, list[tuple[float, float]]] = {"decode": [], "prefill": []}
         with path.open(newline="") as file:
             for number, row in enumerate(csv.DictReader(file), 2):
                 try:
-                    rows[row["kind"]].append((int(row["size"]), float(row["ms"])))
+                    rows[row["kind"]].append((float(row["size"]), float(row["ms"])))
                 except (KeyError, ValueError) as error:
                     raise ValueError(f"{path}:{number}: needs kind, size and ms: {error}") from None
         if not (rows["decode"] and rows["prefill"]):
@@ -110,13 +110,13 @@ class MeasuredStepTimes:
         return _between(self.prefill, batch * mean_new)
 
 
-def _between(points: Sequence[tuple[int, float]], size: float) -> float:
-    """On the line between the neighbours; beyond the last, in proportion."""
-    index = bisect_left(points, size, key=lambda point: point[0])
-    if index == 0:
+def _between(points: Sequence[tuple[float, float]], size: float) -> float:
+    """On the line between the neighbours; beyond the last two, on theirs unless it falls."""
+    if size <= points[0][0] or len(points) == 1:
         return points[0][1]
-    if index == len(points):
-        last_size, last_ms = points[-1]
-        return last_ms * size / last_size
+    index = min(bisect_left(points, size, key=lambda point: point[0]), len(points) - 1)
     (low, low_ms), (high, high_ms) = points[index - 1], points[index]
-    return low_ms + (high_ms - low_ms) * (size - low) / (high - low)
+    slope = (high_ms - low_ms) / (high - low)
+    if size > high:
+        return high_ms + max(0.0, slope) * (size - high)
+    return low_ms + slope * (size - low)
