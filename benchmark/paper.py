@@ -30,7 +30,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from paper_rates import setup_of, sweep, vary
+from paper_rates import setup_of, sweep, systems_option, vary
 from paper_report import FIGURE_18, draw_ladder, write_rows
 from paper_runs import served_all, spec_of
 from paper_systems import LADDER, systems
@@ -87,6 +87,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--step-times", type=Path, help="CSV of step_times.py, for the A100's")
     parser.add_argument("--coarse", type=int, help="steps that one stands for (votes 8, else 1)")
     parser.add_argument("--minutes", type=float, default=10.0, help="of arrivals of each run")
+    parser.add_argument("--systems", type=systems_option, help="those to rate (default: all)")
     parser.add_argument("--vary", action="store_true", help="each assumption by a quarter")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--first-rate", type=float, default=1.5, help="where the search begins")

@@ -174,12 +174,12 @@ def sweep(name: str, options: argparse.Namespace, console: Console) -> dict[str,
         "fixed_equal_knob": [study.knob for study in studies],
         "highest_rates": {key: [round(rate, 3) for rate in value] for key, value in rates.items()},
         "rate_gain_vs_lpm": gains["lpm_fixed"],
-        "rate_gain_vs_parrot": gains["parrot"],
-        "rate_gain_vs_equal_fixed": gains["fixed_equal"],
+        "rate_gain_vs_parrot": gains.get("parrot"),
+        "rate_gain_vs_equal_fixed": gains.get("fixed_equal"),
         "rate_gain_vs_client": gains.get("client_side"),
-        "rate_gain_vs_paper_policy": gains["certaindex_sjf"],
-        "rate_gain_of_order": gains["full_gang"],
-        "rate_gain_of_value": gains["full"] / gains["full_value"],
+        "rate_gain_vs_paper_policy": gains.get("certaindex_sjf"),
+        "rate_gain_vs_gang": gains.get("full_gang"),
+        "rate_gain_vs_value": gains.get("full_value"),
         **_shares(rates),
         **_at_low_rates(studies, rates, options.jobs),
     }
@@ -192,7 +192,8 @@ def sweep(name: str, options: argparse.Namespace, console: Console) -> dict[str,
 
 
 def _highest_rates(studies: Sequence[Study], options: argparse.Namespace) -> dict[str, list[float]]:
-    rated = [name for name in RATED if name in studies[0].systems]
+    known = studies[0].systems
+    rated = [name for name in RATED if name in known and name in (options.systems or known)]
     searches = [(study, system) for study in studies for system in rated]
     with ThreadPoolExecutor(options.jobs) as pool:
         found = pool.map(lambda search: search[0].highest(search[1]), searches)
@@ -200,6 +201,14 @@ def _highest_rates(studies: Sequence[Study], options: argparse.Namespace) -> dic
         for (_, system), rate in zip(searches, found, strict=True):
             rates[system].append(rate)
     return rates
+
+
+def systems_option(text: str) -> list[str]:
+    """Names with commas between, lpm_fixed and full always among them. Raises ValueError."""
+    chosen = text.split(",")
+    if unknown := set(chosen) - RATED.keys():
+        raise ValueError(f"{', '.join(sorted(unknown))}: must be among {', '.join(RATED)}")
+    return ["lpm_fixed", "full", *chosen]
 
 
 def vary(
@@ -238,9 +247,11 @@ def vary(
 
 def _shares(rates: dict[str, list[float]]) -> dict[str, float]:
     """Of the logarithm of the whole gain over lpm_fixed: what each step gives."""
+    steps = {"tokens": "stop_lpm", "pace": "full_lpm", "order": "full"}
+    if not rates.keys() >= set(steps.values()):
+        return {}
     logs = {name: statistics.fmean(map(math.log, values)) for name, values in rates.items()}
     whole = logs["full"] - logs["lpm_fixed"]
-    steps = {"tokens": "stop_lpm", "pace": "full_lpm", "order": "full"}
     shares, before = {}, "lpm_fixed"
     for share, system in steps.items():
         shares[f"share_of_{share}"] = round((logs[system] - logs[before]) / whole, 3)

@@ -181,8 +181,7 @@ def simulate(
     """
 
     async def run(program: WorkloadProgram) -> dict[str, Any]:
-        longest = max(sample[0] for sample in program.samples)
-        most = max_new_tokens or longest + 16
+        most = max_new_tokens or 16 + max(sample[0] for sample in program.samples)
         result: ProgramResult = await engine.async_run(
             Program(
                 input_ids=prompt_of(program),

@@ -38,22 +38,28 @@ def served(rows: list[dict[str, Any]]) -> Served:
     )
 
 
-@pytest.mark.parametrize("name", ["sc_gsm8k", "mcts_asdiv", "rebase_gsm8k"])
-def test_the_package_spends_less_than_the_fixed_knob_and_twice_the_same(name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["sc_gsm8k", "mcts_asdiv", pytest.param("rebase_gsm8k", marks=pytest.mark.slow)]
+)
+def test_the_package_spends_less_and_answers_sooner_than_the_fixed_knob(name: str) -> None:
     work = replace(workload(name), programs=12, cap=8)
     made = programs_of(work, 2.0, 0)
     every = systems_of(work)
-    fixed = simulated(work, made, every["lpm_fixed"], coarse=4 if isinstance(work, Workload) else 1)
-    ours = [
-        simulated(work, made, every["full"], seed, coarse=4 if isinstance(work, Workload) else 1)
-        for seed in (1, 2)
-    ]
-    assert ours[0]["digest"] == ours[1]["digest"]
-    base = figures(made, served(fixed["rows"]), work, 0)
-    found = figures(made, served(ours[0]["rows"]), work, 0)
+    coarse = 4 if isinstance(work, Workload) else 1
+    base, found = (
+        figures(made, served(simulated(work, made, system, coarse=coarse)["rows"]), work, 0)
+        for system in (every["lpm_fixed"], every["full"])
+    )
     assert found["tokens"] < base["tokens"]
     assert found["mean_s"] < base["mean_s"]
     assert found["accuracy"] >= base["accuracy"] - 1 / 12
+
+
+def test_a_search_is_the_same_whatever_the_hash_seed() -> None:
+    work = replace(workload("mcts_asdiv"), programs=6, cap=6)
+    made = programs_of(work, 2.0, 0)
+    runs = [simulated(work, made, systems_of(work)["full"], seed) for seed in (1, 2)]
+    assert runs[0] == runs[1]
 
 
 def test_a_chain_is_cut_where_its_probes_agree_and_answers_as_they_do() -> None:
