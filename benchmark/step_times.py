@@ -33,9 +33,11 @@ def drive(engine: Any, options: argparse.Namespace) -> None:
     """Ask for batches of all sizes that fit, and for prompts of all lengths that may be."""
     rng = random.Random(options.seed)
     room = int(engine.get_server_info()["max_total_num_tokens"])
+    context = engine.tokenizer_manager.context_len
 
     def ask(batch: int, prompt_tokens: int, new_tokens: int) -> None:
-        if batch * (prompt_tokens + new_tokens) > room:
+        length = prompt_tokens + new_tokens
+        if batch * length > room or length >= context:
             return
         prompts = [
             [rng.randrange(3, options.vocabulary) for _ in range(prompt_tokens)]
