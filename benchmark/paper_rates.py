@@ -36,6 +36,7 @@ from serving_load import (
 )
 from serving_report import facts
 from sglang_dynasor.platforms.virtual_clock.step_times import MeasuredStepTimes
+from sglang_dynasor.simulate import nearest_rank
 
 # Whose highest rate is searched, and where the search begins, in multiples of --first-rate.
 RATED = {
@@ -81,7 +82,8 @@ class Study:
         self.seed = seed
         self._console = console
         self.systems = systems_of(work)
-        self.knob = equal_knob(work, programs_of(work, 1.0, seed))
+        self._made = programs_of(work, 1.0, seed)  # problems are the same at every rate
+        self.knob = equal_knob(work, self._made)
         self.systems["fixed_equal"] = with_fixed_knob(self.systems["lpm_fixed"], self.knob)
         self.rows: list[dict[str, Any]] = []
 
@@ -92,7 +94,12 @@ class Study:
             if self._options.arrivals is None
             else trace_arrivals(self._options.arrivals, count, rate, self.seed)
         )
-        return programs_of(replace(self.work, programs=count), rate, self.seed, arrivals)
+        if len(self._made) < count:
+            self._made = programs_of(replace(self.work, programs=count), 1.0, self.seed)
+        return [
+            replace(entry, program=replace(entry.program, arrival_s=arrival_s))
+            for entry, arrival_s in zip(self._made, arrivals, strict=False)
+        ]
 
     def at(self, name: str, rate: float) -> dict[str, Any]:
         """One run: attainment, seconds, tokens and accuracy of the programs that count."""
@@ -150,10 +157,6 @@ def figures(
         **{f"scale_{100 * share:.0f}": nearest_rank(loads, share) for share in SHARES},
         **{f"pace_{100 * share:.0f}": nearest_rank(paces, share) for share in SHARES},
     }
-
-
-def nearest_rank(ordered: Sequence[float], share: float) -> float:
-    return ordered[math.ceil(share * len(ordered)) - 1]
 
 
 def sweep(name: str, options: argparse.Namespace, console: Console) -> dict[str, Any]:

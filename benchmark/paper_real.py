@@ -10,7 +10,6 @@ long the passes of the engine took meanwhile.
 from __future__ import annotations
 
 import json
-import os
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ from sglang_dynasor.models import recommended_temperature, resolve_model
 from sglang_dynasor.platforms import activate
 from sglang_dynasor.programs import Program, ProgramResult
 from sglang_dynasor.simulate import WorkloadProgram, serve
+from worker_replies import reply_stream, serve_commands
 
 MODEL = "tiny_reasoner"
 MAX_NEW_TOKENS = 256
@@ -156,14 +156,11 @@ class Real:
 
 def main() -> None:
     """Serve commands until stdin ends."""
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever else prints must not mix with the replies
+    replies = reply_stream()
     with tempfile.TemporaryDirectory() as folder:
         real = Real(json.loads(sys.argv[1]), Path(folder) / "steps.jsonl")
         try:
-            replies.write(json.dumps({"ready": True}) + "\n")
-            for line in sys.stdin:
-                replies.write(json.dumps(real.run(json.loads(line))) + "\n")
+            serve_commands(replies, real.run)
         finally:
             real.close()
 

@@ -15,6 +15,7 @@ from typing import Any
 from paper_systems import System
 from paper_trees import SearchWorkload
 from paper_workloads import Device, PaperProgram, Workload
+from worker_replies import reply_stream
 
 HERE = Path(__file__).parent
 ROUND_TRIP_S = 0.02  # of a client that drives its own programs, each round
@@ -121,11 +122,10 @@ def asked(script: str, spec: dict[str, Any], hash_seed: int = 0) -> Any:
 
 
 def answer(run: Callable[[dict[str, Any]], Any]) -> None:
-    """In such a script: read the spec, and reply with nothing else on stdout, whatever prints."""
-    reply = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    reply.write(json.dumps(run(json.load(sys.stdin))))
-    reply.flush()
+    """In such a script: read the spec, and reply."""
+    replies = reply_stream()
+    replies.write(json.dumps(run(json.load(sys.stdin))))
+    replies.flush()
 
 
 def served(spec: dict[str, Any]) -> Served:

@@ -47,15 +47,24 @@ def systems(cap: int, detect: int) -> dict[str, System]:
     at_once = {**most, "mode": "shadow"}  # the rule's decision is only noted
     static, uniform = {**rounds, "algorithm": STATIC}, {**rounds, "algorithm": UNIFORM}
     return {
-        "lpm_fixed": System({"policy": "lpm"}, at_once),
-        "parrot": System({"policy": "gang"}, at_once),
+        **_under_each_order(at_once, static, most),
         "uniform_lpm": System({"policy": "lpm"}, uniform),
         "uniform_gang": System({"policy": "gang"}, uniform),
+        "client_side": System({"policy": "lpm"}, most, "loop"),
+    }
+
+
+def _under_each_order(
+    at_once: Mapping[str, Any], static: Mapping[str, Any], most: Mapping[str, Any]
+) -> dict[str, System]:
+    """What every algorithm is compared in: all at once, the paper's policy, and ours."""
+    return {
+        "lpm_fixed": System({"policy": "lpm"}, at_once),
+        "parrot": System({"policy": "gang"}, at_once),
         "certaindex_lpm": System({"policy": "lpm"}, static),
         "certaindex_gang": System({"policy": "gang"}, static),
         # All are worth the same there, so that this is shortest first without running ones first.
         "certaindex_sjf": System({"policy": "value"}, static),
-        "client_side": System({"policy": "lpm"}, most, "loop"),
         "stop_lpm": System({"policy": "lpm", "draw": "rounds"}, most),
         "full_lpm": System({"policy": "lpm"}, most),
         "full_gang": System({"policy": "gang"}, most),
@@ -77,22 +86,10 @@ def search_systems(work: SearchWorkload) -> dict[str, System]:
     }
     at_once = {**most, "mode": "shadow"}
     static = {**most, "operating_point": work.operating_point}
-    found = {
-        "lpm_fixed": System({"policy": "lpm"}, at_once),
-        "parrot": System({"policy": "gang"}, at_once),
-        "certaindex_lpm": System({"policy": "lpm"}, static),
-        "certaindex_gang": System({"policy": "gang"}, static),
-        "certaindex_sjf": System({"policy": "value"}, static),
-        "stop_lpm": System({"policy": "lpm", "draw": "rounds"}, most),
-        "full_lpm": System({"policy": "lpm"}, most),
-        "full_gang": System({"policy": "gang"}, most),
-        "full_value": System({"policy": "value"}, most),
-        "full": System(fields=most),
-    }
     judged = {"reward_verifier": "paper_trees:reward_of"}
     return {
         name: replace(system, settings={**judged, **system.settings})
-        for name, system in found.items()
+        for name, system in _under_each_order(at_once, static, most).items()
     }
 
 

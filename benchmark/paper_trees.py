@@ -10,8 +10,10 @@ import math
 import random
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import accumulate
 
 from sglang_dynasor.platforms.virtual_clock.script import Asked, Sample
 
@@ -86,7 +88,7 @@ class TreeScript:
         for _ in range(max(1, tree.depth - len(steps))):
             right = self._goes_on_right(tree, right, rng)
             tokens += _tokens(tree, rng)
-        answer = RIGHT if right else _wrong(tree, rng)
+        answer = _answer(tree, right, rng)
         return Sample(tokens, f"{_mark(tree, right, rng)}\\boxed{{{answer}}}")
 
     def _goes_on_right(self, tree: Tree, right: bool, rng: random.Random) -> bool:
@@ -102,7 +104,7 @@ def made_tree(work: SearchWorkload, rng: random.Random) -> Tree:
     """A problem by the numbers of a workload."""
     spread = work.problem_sigma
     return Tree(
-        prompt_tokens=max(16, round(work.prompt_tokens * rng.lognormvariate(-0.045, 0.3))),
+        prompt_tokens=prompt_length(work.prompt_tokens, rng),
         depth=rng.randint(*work.depth),
         p_right=rng.betavariate(*work.right),
         step_tokens=work.step_tokens * rng.lognormvariate(-(spread**2) / 2, spread),
@@ -118,7 +120,7 @@ def won(tree: Tree, leaves: int, rng: random.Random) -> bool:
     weights: Counter[str] = Counter()
     for _ in range(leaves):
         right = rng.random() < tree.p_right
-        answer = RIGHT if right else _wrong(tree, rng)
+        answer = _answer(tree, right, rng)
         weights[answer] += int(_mark(tree, right, rng)[1:])
     return weights.most_common(1)[0][0] == RIGHT
 
@@ -134,6 +136,19 @@ def _mark(tree: Tree, right: bool, rng: random.Random) -> str:
     return f"{'r' if right else 'w'}{hundredths:02d}"
 
 
-def _wrong(tree: Tree, rng: random.Random) -> str:
-    weights = [(1 + rank) ** -tree.wrong_zipf for rank in range(tree.wrong_answers)]
-    return str(2 + rng.choices(range(tree.wrong_answers), weights)[0])
+def _answer(tree: Tree, right: bool, rng: random.Random) -> str:
+    return RIGHT if right else wrong_answer(tree.wrong_answers, tree.wrong_zipf, rng)
+
+
+def prompt_length(mean: int, rng: random.Random) -> int:
+    return max(16, round(mean * rng.lognormvariate(-0.045, 0.3)))
+
+
+def wrong_answer(count: int, zipf: float, rng: random.Random) -> str:
+    """One of so many, the first ones more often by a Zipf law."""
+    return str(2 + rng.choices(range(count), cum_weights=_zipf_weights(count, zipf))[0])
+
+
+@cache
+def _zipf_weights(count: int, zipf: float) -> Sequence[float]:
+    return list(accumulate((1 + rank) ** -zipf for rank in range(count)))

@@ -81,11 +81,15 @@ def stub() -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One policy at one load: latencies of all programs by run, and all that was recorded."""
+    """One policy at one load, run by run: what was recorded, and what was then served."""
 
-    latencies: list[list[float]]
     recorded: list[dict[str, Any]]
     served: list[dict[str, Any]]
+
+    @property
+    def latencies(self) -> Sequence[list[float]]:
+        """Of all programs, by run."""
+        return _latencies(*(run["rows"] for run in self.served))
 
     @property
     def means(self) -> list[float]:
@@ -112,9 +116,9 @@ def real() -> dict[str, Any]:
         host = _host(found.recorded)
         step_times = {"rows": _tables(found.recorded)}
         drift = {"drift": [WINDOW_S, drift_of(found.served[0]["steps"], step_times["rows"])]}
+        device = {key: REAL[key] for key in ("max_running", "kv_tokens")}
+        limits = {**LIMITS, **device, **host, "max_new_tokens": MAX_NEW_TOKENS, "blocks": True}
         for specs_of, times in ((specs, step_times), (drifting, {**step_times, **drift})):
-            limits = {key: REAL[key] for key in ("max_running", "kv_tokens")} | host
-            limits = {**LIMITS, **limits, "max_new_tokens": MAX_NEW_TOKENS, "blocks": True}
             specs_of.append(simulation(work, programs[load], POLICIES[name], times, **limits))
     predicted = dict(zip(measured, served_all(specs, JOBS), strict=True))
     at_its_speed = dict(zip(measured, served_all(drifting, JOBS), strict=True))
@@ -187,14 +191,13 @@ def _measure() -> tuple[
         capacity = len(recorded_ones) / max(row["latency_s"] for row in together)
         arrivals = {load: poisson_arrivals(SERVED, load * capacity, 5) for load in LOADS}
         others = {load: poisson_arrivals(len(recorded_ones), load * capacity, 6) for load in LOADS}
-        measured = {(name, load): Measured([], [], []) for name in POLICIES for load in LOADS}
+        measured = {(name, load): Measured([], []) for name in POLICIES for load in LOADS}
         for number, load in product(range(RUNS), LOADS):
             names = list(POLICIES)
             for name in names if number % 2 else reversed(names):
                 found = measured[name, load]
                 found.recorded.append(ask(name, recorded_ones, others[load]))
                 found.served.append(ask(name, list(range(SERVED)), arrivals[load]))
-                found.latencies.append([row["latency_s"] for row in found.served[-1]["rows"]])
     return capacity, samples, arrivals, measured
 
 

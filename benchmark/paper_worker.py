@@ -86,9 +86,9 @@ def step_times_of(spec: dict[str, Any], coarse: int) -> StepTimes:
         times = MeasuredStepTimes(*([tuple(row) for row in rows] for rows in spec["rows"]))
     else:
         times = AIConfiguratorStepTimes(spec["model"], spec["hardware"], 1, spec["extra_ms"])
-    if "drift" in spec:
-        times = DriftingStepTimes(times, *spec["drift"])
-    return times if coarse == 1 else CoarseStepTimes(times, coarse)
+    if coarse != 1:
+        times = CoarseStepTimes(times, coarse)
+    return DriftingStepTimes(times, *spec["drift"]) if "drift" in spec else times
 
 
 def coarsened(program: WorkloadProgram, factor: int) -> WorkloadProgram:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from paper_trees import RIGHT, SearchWorkload, Tree, made_tree, won
+from paper_trees import RIGHT, SearchWorkload, Tree, made_tree, prompt_length, won, wrong_answer
 from sglang_dynasor.offline import Sample, cheapest_equal, fixed_curve
 from sglang_dynasor.simulate import WorkloadProgram
 
@@ -117,15 +117,13 @@ def varied(base: AnyWorkload, field: str, factor: float) -> AnyWorkload:
     )
 
 
-def programs_of(
-    work: Workload | SearchWorkload, rate: float, seed: int, arrivals: Sequence[float] | None = None
-) -> list[PaperProgram]:
-    """Programs that arrive by chance at `rate` a second, or at `arrivals`."""
+def programs_of(work: Workload | SearchWorkload, rate: float, seed: int) -> list[PaperProgram]:
+    """Programs that arrive by chance at `rate` a second."""
     clock = random.Random(f"arrivals:{seed}")
     now = 0.0
     made = []
     for number in range(work.programs):
-        now = arrivals[number] if arrivals else now + clock.expovariate(rate)
+        now += clock.expovariate(rate)
         name, rng = f"p{number}", random.Random(f"problem:{seed}:{number}")
         if isinstance(work, Workload):
             made.append(_vote_program(work, name, now, rng))
@@ -168,11 +166,11 @@ def _difficulty(hits: int) -> int:
 
 def _vote_program(work: Workload, name: str, arrival_s: float, rng: random.Random) -> PaperProgram:
     p_right = rng.betavariate(*work.right)
-    weights = [(1 + rank) ** -work.wrong_zipf for rank in range(work.wrong_answers)]
-    wrong = [str(number + 2) for number in range(work.wrong_answers)]
 
     def answer(source: random.Random) -> str:
-        return RIGHT if source.random() < p_right else source.choices(wrong, weights)[0]
+        if source.random() < p_right:
+            return RIGHT
+        return wrong_answer(work.wrong_answers, work.wrong_zipf, source)
 
     between = work.problem_sigma
     typical = (
@@ -185,7 +183,7 @@ def _vote_program(work: Workload, name: str, arrival_s: float, rng: random.Rando
         (max(12, round(typical * rng.lognormvariate(-(within**2) / 2, within))), answer(rng))
         for _ in range(work.cap)
     ]
-    prompt = max(16, round(work.prompt_tokens * rng.lognormvariate(-0.045, 0.3)))
+    prompt = prompt_length(work.prompt_tokens, rng)
     program = WorkloadProgram(name, arrival_s, prompt, RIGHT, samples)
     trials = random.Random(f"trials:{name}:{p_right}")
     hits = sum(_vote([answer(trials) for _ in range(work.cap)]) == RIGHT for _ in range(TRIALS))

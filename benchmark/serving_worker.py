@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -39,6 +38,7 @@ from sglang_dynasor.managers.node_paths import NodePaths, Tokens
 from sglang_dynasor.managers.reward_homes import rewards_of
 from sglang_dynasor.managers.rewards import Rewards
 from sglang_dynasor.programs import Answers, Generated, Program, Start, run_program
+from worker_replies import reply_stream, serve_commands
 
 WARM_UP_IN_FLIGHT = 8
 SETTLE_S = 30.0  # after the end of a run, until what it aborted has drained
@@ -318,16 +318,13 @@ def _start_engine(system: System, spec: dict[str, Any]) -> Any:
 
 def main() -> None:
     """Serve commands until stdin ends."""
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever else prints must not mix with the replies
+    replies = reply_stream()
     spec = json.loads(sys.argv[1])
     client = Client(spec)
     try:
         warm_up = {"op": "closed", "problems": spec["warm_up"], "in_flight": WARM_UP_IN_FLIGHT}
         client.run(warm_up)
-        replies.write(json.dumps({"ready": True}) + "\n")
-        for line in sys.stdin:
-            replies.write(json.dumps(client.run(json.loads(line))) + "\n")
+        serve_commands(replies, client.run)
     finally:
         client.close()
 

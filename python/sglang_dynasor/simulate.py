@@ -229,6 +229,11 @@ def prompt_of(program: WorkloadProgram) -> list[int]:
     return [ids[index % len(ids)] for index in range(program.prompt_tokens)]
 
 
+def nearest_rank(ordered: Sequence[float], share: float) -> float:
+    """The least of the sorted values that this share of them, above 0, does not exceed."""
+    return ordered[math.ceil(share * len(ordered)) - 1]
+
+
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Means, percentiles, and a digest that two equal runs share."""
     latencies = sorted(row["latency_s"] for row in rows)
@@ -236,8 +241,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "programs": count,
         "mean_latency_s": round(sum(latencies) / count, 4),
-        "p90_latency_s": latencies[math.ceil(0.9 * count) - 1],
-        "p99_latency_s": latencies[math.ceil(0.99 * count) - 1],
+        "p90_latency_s": nearest_rank(latencies, 0.9),
+        "p99_latency_s": nearest_rank(latencies, 0.99),
         "accuracy": round(sum(row["is_right"] for row in rows) / count, 4),
         "tokens": round(sum(row["tokens"] for row in rows) / count, 2),
         "digest": hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16],
